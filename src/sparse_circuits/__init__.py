@@ -1,0 +1,76 @@
+"""Train weight-sparse transformers, cut out circuits, test them, look at them.
+
+The names below are loaded when they are first used, so that importing the package does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparse_circuits import kernels as kernels
+    from sparse_circuits.circuit import Circuit as Circuit
+    from sparse_circuits.configs import CorpusConfig as CorpusConfig
+    from sparse_circuits.configs import ModelConfig as ModelConfig
+    from sparse_circuits.configs import OptimizerConfig as OptimizerConfig
+    from sparse_circuits.configs import PruneConfig as PruneConfig
+    from sparse_circuits.configs import SparsityConfig as SparsityConfig
+    from sparse_circuits.configs import TrainConfig as TrainConfig
+    from sparse_circuits.corpus.shards import Corpus as Corpus
+    from sparse_circuits.corpus.shards import build as build_corpus  # noqa: F401
+    from sparse_circuits.errors import SparseCircuitsError as SparseCircuitsError
+    from sparse_circuits.examples import example as example
+    from sparse_circuits.faithfulness import verify as verify
+    from sparse_circuits.loading import load as load
+    from sparse_circuits.model import Transformer as Transformer
+    from sparse_circuits.pruning import prune as prune
+    from sparse_circuits.taps import cutting as cutting
+    from sparse_circuits.taps import reading as reading
+    from sparse_circuits.taps import replacing as replacing
+    from sparse_circuits.tasks import task as task
+    from sparse_circuits.training import train as train
+    from sparse_circuits.viewer import view as view
+
+_HOMES = {
+    "Circuit": "circuit",
+    "CorpusConfig": "configs",
+    "ModelConfig": "configs",
+    "OptimizerConfig": "configs",
+    "PruneConfig": "configs",
+    "SparsityConfig": "configs",
+    "TrainConfig": "configs",
+    "Corpus": "corpus.shards",
+    "build_corpus": "corpus.shards",
+    "SparseCircuitsError": "errors",
+    "example": "examples",
+    "verify": "faithfulness",
+    "load": "loading",
+    "Transformer": "model",
+    "prune": "pruning",
+    "cutting": "taps",
+    "reading": "taps",
+    "replacing": "taps",
+    "task": "tasks",
+    "train": "training",
+    "view": "viewer",
+    "kernels": "",
+}
+"""Public name: the module that has it; an empty one marks a module."""
+
+_OTHER_NAMES = {"build_corpus": "build"}
+"""Names that are public under another name."""
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sparse_circuits' has no attribute {name!r}")
+    if not _HOMES[name]:
+        return importlib.import_module(f"sparse_circuits.{name}")
+    module = importlib.import_module(f"sparse_circuits.{_HOMES[name]}")
+    return getattr(module, _OTHER_NAMES.get(name, name))
+
+
+def __dir__() -> list[str]:
+    return __all__

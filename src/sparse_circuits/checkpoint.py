@@ -1,0 +1,205 @@
+"""The run folder: configuration, tokenizer, and checkpoints that are whole or absent."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from sparse_circuits.configs import ModelConfig
+from sparse_circuits.errors import FormatError
+from sparse_circuits.files import is_done, mark_done, sha256_of_json, written_whole
+from sparse_circuits.model import Transformer
+from sparse_circuits.tokenizer import Tokenizer
+
+FORMAT, VERSION = "sparse-circuits model", 1
+MODEL_NAME, STATE_NAME = "model.safetensors", "state.safetensors"
+N_KEPT = 2
+"""Checkpoints that stay: the newest, and one to fall back on."""
+
+
+def model_hash(model: Transformer) -> str:
+    """Hash what a model computes: its config and, by tensor name, shape, places and values of nonzeros.
+
+    However the weights are stored, the hash is the same.
+    """
+    digest = hashlib.sha256(sha256_of_json(model.config.to_json()).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().float().flatten().numpy()
+        places = np.flatnonzero(flat)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(places.astype("<i8").tobytes())
+        digest.update(flat[places].astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def save_model(model: Transformer, path: Path, *, weights: Literal["packed", "plain"] = "packed") -> None:
+    """Write a model as safetensors, its config in the header.
+
+    Packed, a matrix that is mostly zero becomes three arrays: `NAME.values`, `NAME.columns` (uint8, uint16 or uint32,
+    whichever is wide enough) and `NAME.offsets` (where each row starts, and the end).
+    """
+    arrays = {}
+    for name, tensor in model.state_dict().items():
+        array = tensor.detach().cpu().numpy()
+        if weights == "packed" and array.ndim == 2 and 2 * np.count_nonzero(array) < array.size:
+            arrays |= {f"{name}.{part}": data for part, data in pack(array).items()}
+        else:
+            arrays[name] = np.ascontiguousarray(array)
+    header = {"format": FORMAT, "version": VERSION, "config": model.config.to_json()}
+    save_arrays(path, arrays, header)
+
+
+def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
+    """Read what `save_model` wrote, in evaluation mode.
+
+    Raises:
+        FormatError: The file is missing, truncated, of another format or version, or its tensors don't fit its config.
+    """
+    header, arrays = load_arrays(path, FORMAT, VERSION)
+    model = Transformer(ModelConfig.from_json(header["config"], where=str(path)), tokenizer)
+    state = model.state_dict()
+    loaded = {}
+    for name, tensor in state.items():
+        if f"{name}.values" in arrays:
+            array = unpack(arrays, name, tuple(tensor.shape), str(path))
+        elif name in arrays:
+            array = arrays[name]
+        else:
+            raise FormatError(f"{path}: has no tensor {name}")
+        if array.shape != tuple(tensor.shape):
+            raise FormatError(f"{path}: {name} has shape {array.shape}, its config says {tuple(tensor.shape)}")
+        loaded[name] = torch.from_numpy(np.array(array))
+    model.load_state_dict(loaded)
+    return model.eval()
+
+
+def pack(array: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the nonzeros of a matrix row by row: values, columns, offsets."""
+    rows, columns = np.nonzero(array)
+    width = next(t for t in (np.uint8, np.uint16, np.uint32) if array.shape[1] <= np.iinfo(t).max + 1)
+    return {
+        "values": array[rows, columns],
+        "columns": columns.astype(width),
+        "offsets": np.searchsorted(rows, np.arange(array.shape[0] + 1)).astype(np.uint32),
+    }
+
+
+def unpack(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """Return the matrix that `pack` took apart.
+
+    Raises:
+        FormatError: A part is missing, or the parts don't fit each other or the shape.
+    """
+    try:
+        values, columns, offsets = (arrays[f"{name}.{part}"] for part in ("values", "columns", "offsets"))
+    except KeyError as error:
+        raise FormatError(f"{where}: has no tensor {error.args[0]}") from None
+    counts = np.diff(offsets.astype(np.int64))
+    is_whole = (
+        len(offsets) == shape[0] + 1
+        and len(values) == len(columns) == int(offsets[-1])
+        and (counts >= 0).all()
+        and (len(columns) == 0 or int(columns.max()) < shape[1])
+    )
+    if not is_whole:
+        raise FormatError(f"{where}: the parts of {name} don't make a matrix of shape {shape}")
+    array = np.zeros(shape, dtype=values.dtype)
+    array[np.repeat(np.arange(shape[0]), counts), columns] = values
+    return array
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+    """Write arrays with a JSON header, whole or not at all."""
+    with written_whole(path) as temporary:
+        try:
+            save_file(arrays, temporary, metadata={"header": json.dumps(header)})
+        except SafetensorError as error:
+            raise OSError(f"{path}: could not be written ({error}); what stood there is untouched") from None
+
+
+def load_arrays(path: Path, expect: str, version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read what `save_arrays` wrote.
+
+    Raises:
+        FormatError: The file is missing, truncated, of another format or of a newer version.
+    """
+    if not path.exists():
+        raise FormatError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path}: truncated or not a safetensors file ({error})") from None
+    if header.get("format") != expect:
+        raise FormatError(f"{path}: format is {header.get('format')!r}, expected {expect!r}")
+    if header["version"] > version:
+        raise FormatError(
+            f"{path}: {expect} version {header['version']}; this program reads up to version {version}: "
+            "update sparse-circuits"
+        )
+    return header, arrays
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: Transformer,
+    state: dict[str, Tensor],
+    *,
+    weights: Literal["packed", "plain"],
+    notes: dict[str, Any],
+) -> Path:
+    """Write `checkpoints/<step>`, point `latest` at it, and drop old ones.
+
+    If the disk is full the previous checkpoint stays what `latest` names.
+
+    Args:
+        run: The run folder.
+        step: Steps done.
+        model: Weights.
+        state: Optimizer state by name.
+        weights: How the model is stored.
+        notes: What a resume must know, such as the thread count.
+    """
+    folder = run / "checkpoints" / f"{step:08d}"
+    if folder.exists() and not is_done(folder):
+        shutil.rmtree(folder)
+    try:
+        save_model(model, folder / MODEL_NAME, weights=weights)
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+        save_arrays(folder / STATE_NAME, arrays, {"format": f"{FORMAT} state", "version": VERSION, **notes})
+        mark_done(folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    with written_whole(run / "latest") as temporary:
+        temporary.write_text(folder.name + "\n")
+    for old in sorted((run / "checkpoints").iterdir())[:-N_KEPT]:
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """Return the newest whole checkpoint of a run, or None if there is none."""
+    named = run / "latest"
+    if named.exists():
+        folder = run / "checkpoints" / named.read_text().strip()
+        if is_done(folder):
+            return folder
+    whole = [f for f in sorted((run / "checkpoints").glob("*")) if is_done(f)]
+    return whole[-1] if whole else None
+
+
+def load_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a checkpoint's notes and optimizer state."""
+    header, arrays = load_arrays(checkpoint / STATE_NAME, f"{FORMAT} state", VERSION)
+    return header, {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}

@@ -1,0 +1,317 @@
+"""The circuit: nodes and edges of one model that carry one behaviour; it runs, saves, loads, and knows its model."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sparse_circuits.checkpoint import load_arrays, model_hash, pack, save_arrays, unpack
+from sparse_circuits.errors import FormatError, WrongModelError
+from sparse_circuits.files import is_done, mark_done, read_json, refuse_finished, write_json, written_whole
+from sparse_circuits.loading import load as load_model
+from sparse_circuits.model import Transformer
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.runlog import read_records
+from sparse_circuits.scoring import CHANCE, Calibration, all_logit_differences
+from sparse_circuits.taps import EdgeCut, cutting, reading, replacing
+from sparse_circuits.tasks.pairs import Pairs
+
+FORMAT, VERSION = "sparse-circuits circuit", 1
+
+EDGE_ENDS = {
+    "attn.qkv": ("attn.act_in", ("attn.q", "attn.k", "attn.v")),
+    "attn.out": ("attn.v", ("attn.resid_delta",)),
+    "mlp.fc_in": ("mlp.act_in", ("mlp.post_act",)),
+    "mlp.fc_out": ("mlp.post_act", ("mlp.resid_delta",)),
+}
+"""For each linear map of a layer: the location of its sources, and those of its targets in order."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Circuit:
+    """Some nodes and edges of a model, what everything else is set to, and how its answers are calibrated."""
+
+    model: Transformer
+    """The model that it was cut from."""
+
+    keep: Bool[Tensor, " node"]
+    """True for a node of the circuit; see `NodeSpace` for the order."""
+
+    edges: dict[str, Bool[Tensor, "target source"]]
+    """True for an edge, by linear map; each is a nonzero weight between two nodes of the circuit."""
+
+    values: Float[Tensor, " node"]
+    """What a node outside is set to."""
+
+    calibration: Calibration
+    """Applied to logit differences."""
+
+    task: dict[str, Any]
+    """Name, hash and seed of the task."""
+
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How it was pruned."""
+
+    losses: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of circuit and model on `select`, in nats."""
+
+    effects: dict[str, float] = dataclasses.field(default_factory=dict)
+    """By node: how much higher the calibrated loss on `select` is without it, in nats."""
+
+    removed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """What refinement did, step by step."""
+
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    """The training curve of the masks."""
+
+    test_readings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Every reading of the test split."""
+
+    @classmethod
+    def of_nodes(cls, model: Transformer, keep: Bool[Tensor, " node"], **fields: Any) -> "Circuit":
+        """Make a circuit of these nodes and all nonzero weights between them."""
+        return cls(model=model, keep=keep, edges=edges_between(model, keep), **fields)
+
+    @property
+    def space(self) -> NodeSpace:
+        """The model's node space."""
+        return NodeSpace.of(self.model.config)
+
+    @property
+    def n_node(self) -> int:
+        """Nodes of the circuit."""
+        return int(self.keep.sum())
+
+    @property
+    def n_node_total(self) -> int:
+        """Nodes of the model: the census."""
+        return self.space.n_node
+
+    @property
+    def n_edge(self) -> int:
+        """Edges in the six matrices: read to q, k, v and neuron; v and neuron to write."""
+        return sum(int(keep.sum()) for keep in self.edges.values())
+
+    def n_embedding_edge(self) -> dict[str, int]:
+        """Count the edges with the embedding and the unembedding of the answers apart.
+
+        A token has an edge to each channel of the stream that a kept read looks at; an answer's logit one from each
+        channel that a kept node writes.
+        """
+        keeps = self.space.split(self.keep)
+        read = torch.zeros(self.model.config.d_model, dtype=torch.bool)
+        written = torch.zeros_like(read)
+        for name, keep in keeps.items():
+            if name.endswith("act_in"):
+                read |= keep[: len(read)]
+            elif name.endswith("resid_delta"):
+                written |= keep
+        tied = self.model.config.tied_unembedding
+        unembedding = (self.model.token_embedding if tied else self.model.unembedding).weight
+        return {
+            "embedding": int((self.model.token_embedding.weight[:, read] != 0).sum()),
+            "unembedding": int((unembedding[:, written] != 0).sum()),
+        }
+
+    def node_names(self) -> list[str]:
+        """Return the names of its nodes, such as `0.attn.q:17`, in forward order."""
+        return self.space.names(self.keep)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Make the model run as the circuit inside a `with` block: every node outside at its ablation value."""
+        whole = edges_between(self.model, self.keep)
+        cuts = {}
+        for name, edges in self.edges.items():
+            if not torch.equal(edges, whole[name]):
+                cuts[name] = EdgeCut(~whole[name] | edges, self._source_values(name))
+        with cutting(self.model, cuts), replacing(self.model, self.space.masks(self.keep[None], self.values)):
+            yield
+
+    @contextlib.contextmanager
+    def sealed(self, tokens: Int[Tensor, "batch pos"]) -> Iterator[None]:
+        """Make the model run as the circuit in the strict reading, on these very tokens.
+
+        Every weight that is not an edge carries its source's ablated value, also into channels that only compete in
+        AbsTopK; read channels outside enter AbsTopK at their ablation value; each norm's scale is the full model's.
+        """
+        scales = [name for name in self.model.taps() if name.endswith("norm_scale")]
+        with torch.no_grad(), reading(self.model, *scales) as seen:
+            self.model(tokens)
+        cuts = {name: EdgeCut(edges, self._source_values(name)) for name, edges in self.edges.items()}
+        masks = self.space.masks(self.keep[None], self.values)
+        edits: dict[str, Any] = {name: _Frozen(scale) for name, scale in seen.items()} | masks
+        edits |= {f"{name}.before_topk": mask for name, mask in masks.items() if name.endswith("act_in")}
+        with cutting(self.model, cuts), replacing(self.model, edits):
+            yield
+
+    @torch.no_grad()
+    def run(self, tokens: Int[Tensor, "batch pos"], *, sealed: bool = False) -> Float[Tensor, "batch pos n_vocab"]:
+        """Return the circuit's logits after each position, uncalibrated."""
+        with self.sealed(tokens) if sealed else self.applied():
+            return self.model(tokens)
+
+    @torch.no_grad()
+    def logit_difference(
+        self, pairs: Pairs, *, sealed: bool = False, calibrated: bool = True
+    ) -> Float[Tensor, "pair 2"]:
+        """Return logit(answer of side 0) − logit(answer of side 1) after each prompt, in nats."""
+        if sealed:
+            difference = self._sealed_differences(pairs)
+        else:
+            with self.applied():
+                difference = all_logit_differences(self.model, pairs)[0]
+        return self.calibration(difference) if calibrated else difference
+
+    def save(self, folder: Path | str) -> None:
+        """Write the circuit's folder.
+
+        Raises:
+            OutputExistsError: It already holds a finished circuit.
+        """
+        folder = Path(folder)
+        refuse_finished(folder, "circuit")
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {"keep": self.keep.numpy(), "values": self.values.numpy()}
+        for name, edges in self.edges.items():
+            parts = pack(edges.numpy())
+            arrays |= {f"edges.{name}.{part}": parts[part] for part in ("values", "columns", "offsets")}
+        save_arrays(folder / "masks.safetensors", arrays, {"format": FORMAT, "version": VERSION})
+        with written_whole(folder / "history.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history))
+        self._write_description(folder)
+        notes = folder / "notes.json"
+        if not notes.exists():
+            write_json(notes, {"notes": {}})
+        mark_done(folder)
+
+    def log_test_reading(self, folder: Path, what: str) -> None:
+        """Note in the artifact that its test split was looked at."""
+        self.test_readings.append({"what": what, "version": version("sparse-circuits")})
+        self._write_description(folder)
+
+    @classmethod
+    def load(cls, folder: Path | str, model: Transformer | None = None) -> "Circuit":
+        """Open a circuit.
+
+        Args:
+            folder: What `save` wrote.
+            model: Its model; the recorded one is opened if it is left out.
+
+        Raises:
+            FormatError: The folder is not a whole circuit.
+            WrongModelError: The model is not the one that it was cut from.
+        """
+        folder = Path(folder)
+        described = read_json(folder / "circuit.json", expect=FORMAT, version=VERSION)
+        if not is_done(folder):
+            raise FormatError(f"{folder}: the circuit was not written to its end")
+        if model is None:
+            if not described["model"]["path"]:
+                raise FormatError(f"{folder}: the circuit does not say where its model lies; pass the model")
+            model = load_model((folder / described["model"]["path"]).resolve())
+        found = model_hash(model)
+        if found != described["model"]["hash"]:
+            raise WrongModelError(
+                f"{folder}: cut from model {described['model']['hash'][:12]} ({described['model']['path']}), "
+                f"this is model {found[:12]}"
+            )
+        path = folder / "masks.safetensors"
+        _, arrays = load_arrays(path, FORMAT, VERSION)
+        edges = {
+            name: torch.from_numpy(unpack(arrays, f"edges.{name}", tuple(linear.weight.shape), str(path)))
+            for name, linear in model.linears().items()
+        }
+        return cls(
+            model=model,
+            keep=torch.from_numpy(np.array(arrays["keep"])),
+            edges=edges,
+            values=torch.from_numpy(np.array(arrays["values"])),
+            calibration=Calibration(**described["calibration"]),
+            history=read_records(folder / "history.jsonl"),
+            **{name: described[name] for name in ("task", "settings", "losses", "effects", "removed", "test_readings")},
+        )
+
+    def __str__(self) -> str:
+        loss = self.losses.get("circuit", float("nan"))
+        model = self.losses.get("model", float("nan"))
+        return (
+            f"{self.n_node} nodes of {self.n_node_total:,}, {self.n_edge} edges; "
+            f"loss {loss:.2f} (model {model:.2f}, chance {CHANCE:.2f})"
+        )
+
+    def _source_values(self, linear: str) -> Float[Tensor, " source"]:
+        layer, name = linear.split(".", 1)
+        return self.space.split(self.values)[f"{layer}.{EDGE_ENDS[name][0]}"]
+
+    def _sealed_differences(self, pairs: Pairs) -> Float[Tensor, "pair 2"]:
+        out = torch.empty(len(pairs), 2)
+        for index in pairs.length.argsort(descending=True, stable=True).split(128):
+            part = pairs.take(index)
+            rows = part.tokens.flatten(0, 1)
+            with self.sealed(rows):
+                logits = self.model(rows)  # (pair · 2, pos, n_vocab)
+            last = logits[torch.arange(len(rows)), (part.length - 1).repeat_interleave(2)]
+            answers = last.gather(1, part.answers.repeat_interleave(2, 0))
+            out[index] = (answers[:, 0] - answers[:, 1]).unflatten(0, (-1, 2))
+        return out
+
+    def _write_description(self, folder: Path) -> None:
+        home = self.model.folder
+        path = "" if home is None else os.path.relpath(home.resolve(), folder.resolve())
+        write_json(
+            folder / "circuit.json",
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "model": {"hash": model_hash(self.model), "path": path},
+                "task": self.task,
+                "settings": self.settings,
+                "census": self.space.widths,
+                "n_node": self.n_node,
+                "n_edge": self.n_edge,
+                "nodes": self.node_names(),
+                "calibration": dataclasses.asdict(self.calibration),
+                "losses": self.losses,
+                "effects": self.effects,
+                "removed": self.removed,
+                "test_readings": self.test_readings,
+                "versions": {
+                    "sparse-circuits": version("sparse-circuits"),
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+            },
+        )
+
+
+class _Frozen:
+    """An edit that puts a recorded activation in place of whatever comes."""
+
+    def __init__(self, recorded: Tensor) -> None:
+        self.recorded = recorded
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.recorded
+
+
+def edges_between(model: Transformer, keep: Bool[Tensor, " node"]) -> dict[str, Bool[Tensor, "target source"]]:
+    """Return, by linear map, which weights are nonzero and join two kept nodes."""
+    keeps = NodeSpace.of(model.config).split(keep)
+    edges = {}
+    for name, linear in model.linears().items():
+        layer, kind = name.split(".", 1)
+        source, targets = EDGE_ENDS[kind]
+        target_keep = torch.cat([keeps[f"{layer}.{target}"] for target in targets])
+        edges[name] = (linear.weight != 0) & target_keep[:, None] & keeps[f"{layer}.{source}"]
+    return edges

@@ -1,0 +1,254 @@
+"""The command `sparse-circuits`: parse, call one function, say what was written."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sparse_circuits import configs
+from sparse_circuits.configs import CorpusConfig, DemoConfig, PruneConfig, TrainConfig
+from sparse_circuits.errors import SparseCircuitsError
+from sparse_circuits.settings import Config
+
+app = tyro.extras.SubcommandApp()
+
+Out = Annotated[Path, tyro.conf.arg(help="Folder to write.")]
+Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on stdout.", name="json")]
+Task = Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="Name of the task.")]
+ModelFolder = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(help="A run folder, a checkpoint, or a release's folder.")
+]
+CircuitFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="A circuit's folder.")]
+
+_from_file: dict[str, Config] = {}
+"""Presets that were read from settings files named on the command line."""
+
+
+def _presets(kind: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: tyro.extras.subcommand_type_from_defaults({**kind, **_from_file})
+
+
+@app.command
+def demo(
+    config: Annotated[DemoConfig, tyro.conf.arg(name="", constructor_factory=_presets(configs.DEMO_PRESETS))],
+    out: Out = Path("runs/demo"),
+    json: Json = False,
+) -> None:
+    """Train a sparse model on this machine's Python, cut circuits out of it, test and draw them."""
+    from sparse_circuits import demo as made
+    from sparse_circuits.runlog import terminal
+
+    found = made.Demo(config, out, progress=terminal())
+    summary = found.run()
+    _tell(summary, made.table(summary), json=json)
+    for page in found.pages():
+        _wrote(page)
+
+
+@app.command
+def corpus(config: Annotated[CorpusConfig, tyro.conf.arg(name="")], out: Out, json: Json = False) -> None:
+    """Read text, train a tokenizer on it, and write token shards."""
+    from sparse_circuits.corpus import shards
+
+    built = shards.build(config, out, on_step=_say)
+    lines = [
+        f"{name}: {entry['n_token']['train']:,} training tokens in {entry['n_document']['train']:,} documents, "
+        f"{entry['n_token']['validation']:,} held out; {entry['n_undecodable']} undecodable, "
+        f"{entry['n_duplicate']} duplicate, {entry['n_too_long']} too long ({entry['version']})"
+        for name, entry in built.index["sources"].items()
+    ]
+    _tell(built.index, "\n".join(lines), json=json)
+    _wrote(out)
+
+
+@app.command
+def train(
+    config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor_factory=_presets(configs.TRAIN_PRESETS))],
+    out: Out,
+    corpus: Annotated[Path, tyro.conf.arg(help="A finished corpus.")],
+    dry_run: Annotated[bool, tyro.conf.arg(help="Say what it will take, and stop.")] = False,
+    json: Json = False,
+) -> None:
+    """Train a model from a preset or a settings file, or go on with the run that OUT holds."""
+    from sparse_circuits import training
+    from sparse_circuits.runlog import read_records, terminal
+
+    if dry_run:
+        plan = training.plan(config)
+        _tell(dataclasses.asdict(plan), str(plan), json=json)
+        return
+    training.train(config, corpus=corpus, out=out, progress=terminal())
+    last = read_records(out / "metrics.jsonl")[-1]
+    lines = [
+        f"validation loss on {name}: {loss:.3f} nats a token (bigram table {last['bigram_loss'][name]:.3f})"
+        for name, loss in last["validation_loss"].items()
+    ]
+    _tell(last, "\n".join(lines), json=json)
+    _wrote(out)
+
+
+@app.command
+def tasks(
+    model: ModelFolder,
+    task: Annotated[str | None, tyro.conf.arg(help="One task; all of them if left out.")] = None,
+    seed: Annotated[int, tyro.conf.arg(help="Decides the prompts.")] = 0,
+    json: Json = False,
+) -> None:
+    """Show the card of each task for a model: what it asks, and how it could be cheated."""
+    from sparse_circuits.ablation import ablation_values
+    from sparse_circuits.faithfulness.card import task_card
+    from sparse_circuits.loading import load
+    from sparse_circuits.tasks import BEHAVIOURS
+
+    opened, cards = load(model), {}
+    for name in [task] if task else BEHAVIOURS:
+        made = _task(name, opened, seed)
+        values = ablation_values(opened, "task_mean", fit=made.split("fit"), n_token=1)
+        cards[name] = dataclasses.asdict(task_card(opened, made, values))
+    lines = []
+    for name, card in cards.items():
+        lines.append(f"{name}: {', '.join(f'{n} {split}' for split, n in card['n_pair'].items())} pairs")
+        lines += [f"  {key}: {value}" for key, value in card.items() if key != "n_pair"]
+    _tell(cards, "\n".join(lines), json=json)
+
+
+@app.command
+def prune(
+    model: ModelFolder,
+    task: Task,
+    out: Out,
+    config: Annotated[PruneConfig, tyro.conf.arg(name="")],
+    json: Json = False,
+) -> None:
+    """Cut out the circuit behind a task."""
+    from sparse_circuits.files import refuse_finished
+    from sparse_circuits.loading import load
+    from sparse_circuits.pruning import prune as cut_out
+    from sparse_circuits.runlog import terminal
+
+    refuse_finished(out, "circuit")
+    opened = load(model)
+    circuit = cut_out(opened, _task(task, opened, config.seed), config, progress=terminal())
+    circuit.save(out)
+    told = {"n_node": circuit.n_node, "n_node_total": circuit.n_node_total, "n_edge": circuit.n_edge, **circuit.losses}
+    _tell(told, str(circuit), json=json)
+    _wrote(out)
+
+
+@app.command
+def verify(circuit: CircuitFolder, json: Json = False) -> None:
+    """Test a circuit on prompts that nothing was decided on, and write report.json beside it."""
+    from sparse_circuits.circuit import Circuit
+    from sparse_circuits.faithfulness import verify as check
+
+    opened = Circuit.load(circuit)
+    task = _task(opened.task["name"], opened.model, opened.task["seed"])
+    report = check(opened, task, folder=circuit, on_step=_say)
+    _tell(report.to_json(), str(report), json=json)
+    _wrote(circuit / "report.json")
+
+
+@app.command
+def view(
+    circuit: CircuitFolder,
+    out: Annotated[Path | None, tyro.conf.arg(help="The file; circuit.html beside the circuit if left out.")] = None,
+) -> None:
+    """Write the page of a circuit: one file that needs no network."""
+    from sparse_circuits.viewer import view as write
+
+    _wrote(write(circuit, out))
+
+
+@app.command
+def inspect(model: ModelFolder, json: Json = False) -> None:
+    """Say what a model is: its shape, how sparse it is, its hash."""
+    from sparse_circuits.checkpoint import model_hash
+    from sparse_circuits.loading import load
+    from sparse_circuits.sparsity import count_nonzeros
+
+    opened = load(model)
+    counted = dataclasses.asdict(count_nonzeros(opened))
+    told = {"hash": model_hash(opened), **counted, "n_node": sum(opened.config.node_widths().values())}
+    told["config"] = opened.config.to_json()
+    lines = [f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}" for key, value in told.items()]
+    _tell(told, "\n".join(lines), json=json)
+
+
+@app.command
+def predict(
+    model: ModelFolder,
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="Text; \\n stands for a newline.")],
+    n_token: Annotated[int, tyro.conf.arg(help="Tokens to continue with, the likeliest each time.")] = 12,
+    json: Json = False,
+) -> None:
+    """Continue a prompt, and show the likeliest next tokens."""
+    import torch
+
+    from sparse_circuits.errors import FormatError
+    from sparse_circuits.loading import load
+
+    opened = load(model)
+    if opened.tokenizer is None:
+        raise FormatError(f"{model}: the model has no tokenizer.json, so text can't be given to it")
+    ids = opened.tokenizer.encode(prompt.replace("\\n", "\n")) or [opened.tokenizer.end_of_text]
+    tokens = torch.tensor([ids[-opened.config.n_ctx :]])
+    with torch.no_grad():
+        top = opened(tokens)[0, -1].softmax(-1).topk(5)
+    continued = opened.tokenizer.decode(opened.generate(tokens, n_token)[0].tolist())
+    likeliest = {opened.tokenizer.show(int(t)): round(float(p), 4) for p, t in zip(*top, strict=True)}
+    text = "\n".join([continued, "", *(f"{p:.3f}  {token!r}" for token, p in likeliest.items())])
+    _tell({"text": continued, "next": likeliest}, text, json=json)
+
+
+def main() -> None:
+    """Run the command; an expected error is one line on stderr and exit code 1."""
+    arguments = sys.argv[1:]
+    try:
+        if len(arguments) > 1 and arguments[0] in ("train", "demo") and arguments[1].endswith(".json"):
+            kind = TrainConfig if arguments[0] == "train" else DemoConfig
+            _from_file["file"] = kind.load(arguments[1])
+            arguments[1] = "file"
+        elif arguments[:1] == ["demo"] and (len(arguments) == 1 or arguments[1].startswith("--")):
+            arguments.insert(1, "small")
+        app.cli(prog="sparse-circuits", args=arguments, config=(tyro.conf.CascadeSubcommandArgs,))
+    except SparseCircuitsError as error:
+        sys.exit(f"sparse-circuits: {error}")
+    except KeyboardInterrupt as stopped:
+        sys.exit(f"sparse-circuits: interrupted; {stopped}" if str(stopped) else "sparse-circuits: interrupted")
+    except OSError as error:
+        sys.exit(f"sparse-circuits: {error}")
+
+
+def _task(name: str, model: Any, seed: int) -> Any:
+    """Make a task for a model, with mined pairs if the run's corpus is still there."""
+    from sparse_circuits.ablation import run_of
+    from sparse_circuits.errors import CorpusError, FormatError
+    from sparse_circuits.tasks import task
+
+    corpus = None
+    if model.folder is not None:
+        try:
+            _, corpus = run_of(model.folder)
+        except (CorpusError, FormatError) as error:
+            _say(f"no mined pairs: {error}")
+    return task(name, model.tokenizer, seed=seed, corpus=corpus)
+
+
+def _tell(data: dict[str, Any], text: str, *, json: bool) -> None:
+    sys.stdout.write((_dump(data) if json else text) + "\n")
+
+
+def _dump(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _wrote(path: Path) -> None:
+    _say(f"wrote {path}")

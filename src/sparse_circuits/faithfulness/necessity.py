@@ -1,0 +1,145 @@
+"""Does the model need the circuit? The full model with the circuit's nodes at their ablation values."""
+
+import dataclasses
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.refinement import Evaluator
+from sparse_circuits.scoring import (
+    Calibration,
+    all_logit_differences,
+    fit_calibration,
+    pair_loss,
+    paired_auroc,
+    task_loss,
+)
+from sparse_circuits.taps import reading, replacing
+from sparse_circuits.tasks.pairs import Pairs
+
+N_SET = 200
+"""Random sets."""
+
+N_SET_PAIR = 128
+"""Pairs that each random set is measured on."""
+
+N_NEAREST = 10
+"""A random set's node is drawn from this many of nearest activity at the same location."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Necessity:
+    """The full model without the circuit.
+
+    A loss near ln 2 and an AUROC near 0.5 after refitting mean that the information is gone: the circuit is
+    necessary under this ablation. Both must be read beside the random sets.
+    """
+
+    loss: Estimate
+    """Task loss in nats after scale (> 0) and shift were refitted on `select`."""
+
+    loss_before_refit: float
+    """Task loss of the logits as they come."""
+
+    auroc: float
+    """How often the difference ranks side 0 of a pair above its side 1; 0.5 is no information."""
+
+    calibration: Calibration
+    """What was refitted."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomSets:
+    """The full model without random sets of nodes outside the circuit, alike in location and activity."""
+
+    n_set: int
+    """Sets drawn."""
+
+    n_pair: int
+    """Pairs each was measured on."""
+
+    model_loss: float
+    """The full model on the same pairs, nats."""
+
+    loss_mean: float
+    """Mean over sets."""
+
+    loss_worst: float
+    """Highest of all sets."""
+
+
+def without_circuit(circuit: Circuit, pairs: Pairs) -> Float[Tensor, "pair 2"]:
+    """Return the full model's logit differences with the circuit's nodes at their ablation values."""
+    with replacing(circuit.model, circuit.space.masks(~circuit.keep[None], circuit.values)):
+        return all_logit_differences(circuit.model, pairs)[0]
+
+
+def necessity(circuit: Circuit, pairs: Pairs, *, select: Pairs, may_shift: bool) -> Necessity:
+    """Ablate the circuit in the full model and refit the calibration before measuring."""
+    refit = fit_calibration(without_circuit(circuit, select), may_shift=may_shift)
+    difference = without_circuit(circuit, pairs)
+    return Necessity(
+        loss=estimate(pair_loss(refit(difference)), pairs.templates),
+        loss_before_refit=float(task_loss(difference)),
+        auroc=float(paired_auroc(difference)),
+        calibration=refit,
+    )
+
+
+@torch.no_grad()
+def activity(circuit: Circuit, pairs: Pairs) -> Float[Tensor, " node"]:
+    """Return each node's mean magnitude in the full model over the prompts' tokens."""
+    space, total = circuit.space, 0.0
+    sums = torch.zeros(space.n_node, dtype=torch.double)
+    for part in pairs.batches(128):
+        tokens = part.tokens.flatten(0, 1)
+        is_prompt = torch.arange(tokens.shape[1]) < part.length.repeat_interleave(2)[:, None]
+        with reading(circuit.model, *space.widths) as seen:
+            circuit.model.run(circuit.model.embed(tokens))
+        sums += space.join({name: seen[name][is_prompt].abs().double().sum(0) for name in space.widths})
+        total += float(is_prompt.sum())
+    return (sums / total).float()
+
+
+def matched_sets(
+    keep: Bool[Tensor, " node"], active: Float[Tensor, " node"], space: NodeSpace, *, n_set: int, seed: int = 0
+) -> Bool[Tensor, "set node"]:
+    """Draw sets of nodes outside a circuit with as many nodes at each location, of like activity.
+
+    Each circuit node draws one of the `N_NEAREST` free outside nodes of its location that are nearest in activity;
+    a location whose outside is smaller than its inside gives all it has.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sets = torch.zeros(n_set, space.n_node, dtype=torch.bool)
+    for _, part in space.slices():
+        inside = (keep[part].nonzero().flatten() + part.start).tolist()
+        outside = (~keep[part]).nonzero().flatten() + part.start
+        for chosen in sets:
+            free = outside
+            for node in inside[: len(outside)]:
+                nearest = (active[free] - active[node]).abs().argsort(stable=True)[:N_NEAREST]
+                pick = nearest[int(torch.randint(len(nearest), (1,), generator=generator))]
+                chosen[free[pick]] = True
+                free = torch.cat((free[:pick], free[pick + 1 :]))
+    return sets
+
+
+def random_sets(circuit: Circuit, pairs: Pairs, *, select: Pairs, n_set: int = N_SET) -> RandomSets:
+    """Ablate matched random sets in the full model; no refitting, which could only hide damage."""
+    step = max(1, len(pairs) // N_SET_PAIR)
+    part = pairs.take(torch.arange(0, len(pairs), step)[:N_SET_PAIR])
+    evaluator = Evaluator(model=circuit.model, pairs=part, values=circuit.values, may_shift=False)
+    sets = matched_sets(circuit.keep, activity(circuit, select), circuit.space, n_set=n_set)
+    losses = task_loss(evaluator.differences(~sets))
+    whole = torch.ones(1, circuit.space.n_node, dtype=torch.bool)
+    return RandomSets(
+        n_set=n_set,
+        n_pair=len(part),
+        model_loss=float(task_loss(evaluator.differences(whole))),
+        loss_mean=float(losses.mean()),
+        loss_worst=float(losses.max()),
+    )

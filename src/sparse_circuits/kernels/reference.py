@@ -1,0 +1,109 @@
+"""The kernels' definitions, in plain PyTorch."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, "*batch channel"]:
+    """Mark the `n_keep` entries of largest magnitude in each vector.
+
+    Exactly `n_keep` are marked: ties go to the lower index, zeros count as entries, NaN ranks above infinity.
+
+    Args:
+        x: Vectors along the last axis.
+        n_keep: Entries to keep in each, in [0, channel].
+
+    Raises:
+        ValueError: `n_keep` is outside its range.
+    """
+    if not 0 <= n_keep <= x.shape[-1]:
+        raise ValueError(f"n_keep {n_keep} is not in [0, {x.shape[-1]}]")
+    magnitude = x.detach().abs()
+    # A sort puts NaN after infinity; stable, so that equal magnitudes stay in their order.
+    order = magnitude.argsort(dim=-1, descending=True, stable=True)
+    keep = torch.zeros_like(x, dtype=torch.bool)
+    return keep.scatter_(-1, order[..., :n_keep], True)
+
+
+def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "*batch channel"]:
+    """Keep the `n_keep` entries of largest magnitude in each vector, set the others to zero.
+
+    The gradient of a kept entry passes, kept zeros included; that of the others is zero.
+
+    Args:
+        x: Vectors along the last axis.
+        n_keep: Entries to keep in each, in [0, channel]; ties go to the lower index, NaN ranks above infinity.
+
+    Source: paper section 2.1, AbsTopK.
+    """
+    return torch.where(top_k_mask(x, n_keep), x, 0.0)
+
+
+def attention_pattern(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+    sink: Float[Tensor, " head"] | None,
+) -> Float[Tensor, "batch head query pos"]:
+    """Return how much each query attends to each position; what a sink takes is missing from a row's sum.
+
+    The queries are the last `query` of the `pos` positions; each sees itself and what came before.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        sink: Logit of a slot that holds nothing, one a head, not scaled; None for no slot.
+    """
+    n_query, n_pos = q.shape[-2], k.shape[-2]
+    score = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (batch, head, query, pos)
+    position = torch.arange(n_pos, device=q.device)
+    is_seen = position <= position[n_pos - n_query :, None]  # (query, pos)
+    return softmax_with_sink(score.masked_fill(~is_seen, -torch.inf), sink)
+
+
+def softmax_with_sink(
+    score: Float[Tensor, "batch head query pos"], sink: Float[Tensor, " head"] | None
+) -> Float[Tensor, "batch head query pos"]:
+    """Normalise scores over positions and, where there is one, the sink."""
+    if sink is None:
+        return score.softmax(-1)
+    slot = sink[:, None, None].expand(*score.shape[:-1], 1)  # (batch, head, query, 1)
+    return torch.cat((score, slot.to(score.dtype)), -1).softmax(-1)[..., :-1]
+
+
+def sink_attention(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+    v: Float[Tensor, "batch head pos d_head"],
+    sink: Float[Tensor, " head"] | None,
+) -> Float[Tensor, "batch head query d_head"]:
+    """Mix the values of earlier positions; a share of each query may go to a sink, whose value is zero.
+
+    Args:
+        q: Queries; the last `query` of the `pos` positions. Scores are scaled by d_head to the power −1/2.
+        k: Keys.
+        v: Values.
+        sink: The sink's logit, one a head; None for plain causal attention.
+    """
+    return attention_pattern(q, k, sink) @ v
+
+
+def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, protected: Bool[Tensor, "..."] | None = None) -> None:
+    """Zero, in place, all but the `n_keep` entries of largest magnitude.
+
+    Args:
+        weight: Any shape; ranked as one flat vector, ties to the lower index.
+        n_keep: Entries that survive, in [0, weight.numel()].
+        protected: Entries that survive first, whatever their size, inside `n_keep`; they use it up even where they
+            are zero.
+
+    Raises:
+        ValueError: `n_keep` is outside its range, or less than the number of protected entries.
+    """
+    score = weight.detach().abs().flatten()
+    if protected is not None:
+        if int(protected.sum()) > n_keep:
+            raise ValueError(f"{int(protected.sum())} protected entries exceed n_keep {n_keep}")
+        score = score.masked_fill(protected.flatten(), torch.inf)
+    keep = top_k_mask(score, n_keep).view(weight.shape)
+    weight.masked_fill_(~keep, 0.0)

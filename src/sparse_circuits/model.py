@@ -1,0 +1,440 @@
+"""The transformer: embedding, blocks of attention and MLP, unembedding. The only forward pass there is.
+
+Weights multiply on the right, as in torch: a map's weight is (target, source) and out = x @ weight.T + bias.
+"""
+
+import math
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sparse_circuits import kernels
+from sparse_circuits.configs import ModelConfig
+from sparse_circuits.errors import TapError
+from sparse_circuits.taps import EdgeCut, Tap
+from sparse_circuits.tokenizer import Tokenizer
+
+
+class Linear(nn.Linear):
+    """A linear map whose edges can be cut."""
+
+    cut: EdgeCut | None = None
+
+    def forward(
+        self, x: Float[Tensor, "batch pos source"], ablated: Float[Tensor, "batch pos source"] | None = None
+    ) -> Float[Tensor, "batch pos target"]:
+        """Map `x`; where edges are cut, the source's ablated value passes instead.
+
+        Args:
+            x: Source activations.
+            ablated: What a cut source is worth at each position, if that differs from `cut.ablated`.
+        """
+        if self.cut is None:
+            return super().forward(x)
+        kept = self.weight * self.cut.keep
+        rest = F.linear(self.cut.ablated if ablated is None else ablated, self.weight - kept)
+        return F.linear(x, kept, self.bias) + rest
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm; the factor that it multiplies with passes a tap, so that it can be frozen."""
+
+    def __init__(self, width: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.centres = config.norm == "layer"
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if config.norm_bias else None
+        self.scale = Tap()
+
+    def forward(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
+        """Scale each vector to unit mean square (LayerNorm: after centring), then by the gain."""
+        if self.centres:
+            x = x - x.mean(-1, keepdim=True)
+        eps = 1e-5 if self.centres else torch.finfo(x.dtype).eps
+        scale = self.scale((x.square().mean(-1, keepdim=True) + eps).rsqrt())  # (batch, pos, 1)
+        x = x * scale * self.weight
+        return x if self.bias is None else x + self.bias
+
+
+class AbsTopK(nn.Module):
+    """Keeps a share of the largest magnitudes, where the config says so, and passes the result through a tap."""
+
+    def __init__(self, site: str, width: int, config: ModelConfig) -> None:
+        super().__init__()
+        acts = config.act_density is not None and site in config.act_sites
+        self.n_keep = int((config.act_density or 1) * width) if acts else None
+        self.before = Tap()
+        self.after = Tap()
+
+    def forward(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
+        """Thin `x` out, if this site does."""
+        x = self.before(x)
+        return self.after(x if self.n_keep is None else kernels.abs_topk(x, self.n_keep))
+
+
+class Read(nn.Module):
+    """What a sublayer reads: the normalised stream, with normalised positions behind it where there are some."""
+
+    def __init__(self, site: str, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = Norm(config.d_model, config)
+        self.position_norm = Norm(cast(int, config.d_position), config) if config.has_concatenated_positions else None
+        self.act_in = AbsTopK(site, config.d_read, config)
+
+    def forward(
+        self, x: Float[Tensor, "batch pos d_model"], positions: Float[Tensor, "rows pos d_position"] | None
+    ) -> Float[Tensor, "batch pos d_read"]:
+        """Normalise, append positions, thin out."""
+        read = self.norm(x)
+        if self.position_norm is not None and positions is not None:
+            read = torch.cat((read, self.position_norm(positions).expand(len(x), -1, -1)), -1)
+        return self.act_in(read)
+
+
+class Attention(nn.Module):
+    """Moves information between positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.read = Read("attn.act_in", config)
+        self.qkv = Linear(config.d_read, 3 * config.d_attn, bias=config.linear_bias)
+        self.q = AbsTopK("attn.q", config.d_attn, config)
+        self.k = AbsTopK("attn.k", config.d_attn, config)
+        self.v = AbsTopK("attn.v", config.d_attn, config)
+        self.sink = nn.Parameter(torch.zeros(config.n_head)) if config.attention_sink else None
+        self.y = Tap()
+        self.out = Linear(config.d_attn, config.d_model, bias=config.linear_bias)
+        self.resid_delta = AbsTopK("attn.resid_delta", config.d_model, config)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        positions: Float[Tensor, "rows pos d_position"] | None,
+        *,
+        cache: "LayerCache | None",
+        at: Int[Tensor, " batch"] | None,
+    ) -> Float[Tensor, "batch query d_model"]:
+        """Return what attention adds to the stream, at all positions or at one a row."""
+        q, k, v = self.qkv(self.read(x, positions)).chunk(3, -1)  # (batch, pos, d_attn) each
+        q = self.q(q if at is None else at_position(q, at))
+        k, v = self.k(k), self.v(v)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        y = self.y(self._mix(q, k, v, at))
+        if self.out.cut is None:
+            return self.resid_delta(self.out(y))
+        # A value that is cut off reaches the output as its mean, times the attention paid to positions.
+        ablated = self._mix(q, k, self.out.cut.ablated.expand_as(v), at)
+        return self.resid_delta(self.out(y, ablated))
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None) -> Float[Tensor, "batch query d_attn"]:
+        q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for x in (q, k, v))
+        if at is None:
+            mixed = kernels.sink_attention(q, k, v, self.sink)  # (batch, head, query, d_head)
+        else:
+            score = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (batch, head, 1, pos)
+            is_later = torch.arange(k.shape[-2], device=k.device) > at[:, None]  # (batch, pos)
+            score = score.masked_fill(is_later[:, None, None], -torch.inf)
+            mixed = kernels.softmax_with_sink(score, self.sink) @ v
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class MLP(nn.Module):
+    """Computes at each position by itself."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = F.gelu if config.activation == "gelu" else F.relu
+        self.read = Read("mlp.act_in", config)
+        self.fc_in = Linear(config.d_read, config.d_mlp, bias=config.linear_bias)
+        self.post_act = AbsTopK("mlp.post_act", config.d_mlp, config)
+        self.fc_out = Linear(config.d_mlp, config.d_model, bias=config.linear_bias)
+        self.resid_delta = AbsTopK("mlp.resid_delta", config.d_model, config)
+
+    def forward(
+        self, x: Float[Tensor, "batch pos d_model"], positions: Float[Tensor, "rows pos d_position"] | None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Return what the MLP adds to the stream."""
+        neuron = self.post_act(self.activation(self.fc_in(self.read(x, positions))))
+        return self.resid_delta(self.fc_out(neuron))
+
+
+class Block(nn.Module):
+    """Attention, then MLP; each adds to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.resid_in = Tap()
+        self.attn = Attention(config)
+        self.after_attn = AbsTopK("resid_mid", config.d_model, config)
+        self.mlp = MLP(config)
+        self.after_mlp = AbsTopK("resid_out", config.d_model, config)
+
+
+class LayerCache:
+    """Keys and values of one layer's earlier positions, for generation."""
+
+    def __init__(self) -> None:
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new positions and return all, each (batch, pos, d_attn)."""
+        self.k = k if self.k is None else torch.cat((self.k, k), 1)
+        self.v = v if self.v is None else torch.cat((self.v, v), 1)
+        return self.k, self.v
+
+    @property
+    def n_pos(self) -> int:
+        """Positions stored."""
+        return 0 if self.k is None else self.k.shape[1]
+
+
+class Transformer(nn.Module):
+    """A weight-sparse (or dense) transformer that predicts the next token.
+
+    Args:
+        config: Its shape.
+        tokenizer: What its tokens mean, where that is known; not part of the computation.
+
+    `folder` is the run folder that it was opened from, if it was.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.folder: Path | None = None
+        self.token_embedding = nn.Embedding(config.n_vocab, config.d_model)
+        if config.positions != "none":
+            self.position_embedding = nn.Embedding(config.n_ctx, config.d_position or config.d_model)
+            if config.positions == "sinusoidal":
+                waves = sinusoids(config.n_ctx, cast(int, config.d_position))
+                self.position_embedding.weight = nn.Parameter(waves, requires_grad=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_resid = Tap()
+        self.final_norm = Norm(config.d_model, config)
+        if not config.tied_unembedding:
+            self.unembedding = nn.Linear(config.d_model, config.n_vocab, bias=False)
+        self.register_buffer("logit_bias", torch.zeros(config.n_vocab))
+        if config.bigram != "none":
+            table = torch.zeros(config.n_vocab, config.n_vocab)
+            if config.bigram == "learned":
+                self.bigram = nn.Parameter(table)
+            else:
+                self.register_buffer("bigram", table)
+
+    def embed(self, tokens: Int[Tensor, "batch pos"], *, offset: int = 0) -> Float[Tensor, "batch pos d_model"]:
+        """Return the stream before the first sublayer.
+
+        Args:
+            tokens: Token ids in [0, n_vocab).
+            offset: Position of the first token; above 0 only behind a cache.
+
+        Raises:
+            ValueError: The tokens reach beyond n_ctx.
+        """
+        stop = offset + tokens.shape[1]
+        if stop > self.config.n_ctx:
+            raise ValueError(f"{stop} tokens exceed the model's context of {self.config.n_ctx}")
+        x = self.token_embedding(tokens)
+        if self.config.positions == "added":
+            x = x + self.position_embedding.weight[offset:stop]
+        return x
+
+    def run(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        cache: list[LayerCache] | None = None,
+        at: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch query d_model"]:
+        """Run sublayers `start` to `stop` (attention of layer i is 2i, its MLP 2i + 1).
+
+        Args:
+            x: The residual stream at site `start`.
+            start: First sublayer, in [0, 2 · n_layer].
+            stop: One past the last; None for all.
+            cache: One `LayerCache` a layer, whose positions come before those of `x`; they grow.
+            at: Position to keep in each row: the last layer's queries and MLP run there alone. None keeps all.
+
+        Returns:
+            The stream at site `stop`; with `at`, one position a row once the last attention has run.
+
+        Raises:
+            TapError: `at` is given, and an edit where it narrows looks at whole positions.
+        """
+        stop = 2 * self.config.n_layer if stop is None else stop
+        if at is not None:
+            self._refuse_whole_position_edits()
+        positions = self._position_vectors(x, cache)
+        for sublayer in range(start, stop):
+            layer, is_mlp = divmod(sublayer, 2)
+            block = cast(Block, self.blocks[layer])
+            narrowed = at if layer == self.config.n_layer - 1 else None
+            if not is_mlp:
+                x = block.resid_in(x)
+                delta = block.attn(x, positions, cache=cache[layer] if cache else None, at=narrowed)
+                if narrowed is not None:
+                    x = at_position(x, narrowed)
+                x = block.after_attn(self._activate(x + delta))
+            else:
+                if narrowed is not None and positions is not None:
+                    positions = at_position(positions.expand(len(x), -1, -1), narrowed)
+                x = block.after_mlp(self._activate(x + block.mlp(x, positions)))
+        return x
+
+    def unembed(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        tokens: Int[Tensor, "batch pos_all"],
+        *,
+        at: Int[Tensor, " batch"] | None = None,
+        vocab: Int[Tensor, "batch answer"] | None = None,
+    ) -> Float[Tensor, "batch pos logit"]:
+        """Turn the final stream into logits.
+
+        Args:
+            x: The stream at the last site; one position a row where `at` is given.
+            tokens: The tokens themselves; the current one looks up the bigram table.
+            at: Position that `x` is at, in each row.
+            vocab: Compute the logits of these tokens alone, chosen for each row.
+        """
+        if at is not None:
+            tokens = tokens.gather(1, at[:, None])
+            x = x if x.shape[1] == 1 else at_position(x, at)
+        x = self.final_norm(self.final_resid(x))
+        weight = (self.token_embedding if self.config.tied_unembedding else self.unembedding).weight
+        has_bigram = self.config.bigram != "none"
+        if vocab is None:
+            logits = F.linear(x, weight, self.logit_bias)
+            if has_bigram:
+                padding = None if self.config.bigram_trains_last_row else self.config.n_vocab - 1
+                logits = logits + F.embedding(tokens, self.bigram, padding)
+            return logits
+        logits = torch.einsum("bpd,bad->bpa", x, weight[vocab]) + self.logit_bias[vocab][:, None]
+        if has_bigram:
+            logits = logits + self.bigram[tokens[:, :, None], vocab[:, None]]
+        return logits
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        *,
+        at: Int[Tensor, " batch"] | None = None,
+        vocab: Int[Tensor, "batch answer"] | None = None,
+    ) -> Float[Tensor, "batch pos logit"]:
+        """Return the logits after each position; with `at` after one position a row, with `vocab` of some tokens."""
+        return self.unembed(self.run(self.embed(tokens), at=at), tokens, at=at, vocab=vocab)
+
+    @torch.no_grad()
+    def generate(
+        self, tokens: Int[Tensor, "batch pos"], n_token: int, *, generator: torch.Generator | None = None
+    ) -> Int[Tensor, "batch more"]:
+        """Continue each row, with the likeliest token or, given a generator, with samples.
+
+        Beyond n_ctx the context is cropped to its last n_ctx tokens and positions start again.
+
+        Returns:
+            Prompt and continuation, (batch, pos + n_token).
+        """
+        cache, n_cached = None, 0
+        for _ in range(n_token):
+            context = tokens[:, -self.config.n_ctx :]
+            if cache is None or tokens.shape[1] > self.config.n_ctx:
+                cache, n_cached = [LayerCache() for _ in self.blocks], 0
+            new = context[:, n_cached:]
+            logits = self.unembed(self.run(self.embed(new, offset=n_cached), cache=cache), new)[:, -1]
+            n_cached = context.shape[1]
+            if generator is None:
+                chosen = logits.argmax(-1, keepdim=True)
+            else:
+                chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            tokens = torch.cat((tokens, chosen), 1)
+        return tokens
+
+    def taps(self) -> dict[str, Tap]:
+        """Return every tap by location, in the order of the forward pass; what the names mean: docs/architecture.md."""
+        taps: dict[str, Tap] = {}
+        for i, block in enumerate(cast("list[Block]", self.blocks)):
+            attn, mlp = block.attn, block.mlp
+            taps[f"{i}.resid_in"] = block.resid_in
+            _add_read(taps, f"{i}.attn", attn.read)
+            for name, site in (("q", attn.q), ("k", attn.k), ("v", attn.v)):
+                _add_site(taps, f"{i}.attn.{name}", site)
+            taps[f"{i}.attn.y"] = attn.y
+            _add_site(taps, f"{i}.attn.resid_delta", attn.resid_delta)
+            taps[f"{i}.resid_mid"] = block.after_attn.after
+            _add_read(taps, f"{i}.mlp", mlp.read)
+            _add_site(taps, f"{i}.mlp.post_act", mlp.post_act)
+            _add_site(taps, f"{i}.mlp.resid_delta", mlp.resid_delta)
+            taps[f"{i}.resid_out"] = block.after_mlp.after
+        taps["final_resid"] = self.final_resid
+        taps["final_norm_scale"] = self.final_norm.scale
+        return taps
+
+    def linears(self) -> dict[str, Linear]:
+        """Return the four linear maps of each layer by name, such as `0.attn.qkv`."""
+        return {
+            f"{i}.{name}": linear
+            for i, block in enumerate(cast("list[Block]", self.blocks))
+            for name, linear in (
+                ("attn.qkv", block.attn.qkv),
+                ("attn.out", block.attn.out),
+                ("mlp.fc_in", block.mlp.fc_in),
+                ("mlp.fc_out", block.mlp.fc_out),
+            )
+        }
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return x.relu() if self.config.residual_activation == "relu" else x
+
+    def _position_vectors(self, x: Tensor, cache: list[LayerCache] | None) -> Tensor | None:
+        if not self.config.has_concatenated_positions:
+            return None
+        offset = cache[0].n_pos if cache else 0
+        return self.position_embedding.weight[None, offset : offset + x.shape[1]]
+
+    def _refuse_whole_position_edits(self) -> None:
+        last = f"{self.config.n_layer - 1}."
+        narrowed = [f"{last}attn.q", f"{last}attn.y", f"{last}attn.resid_delta", f"{last}resid_mid"]
+        for name, tap in self.taps().items():
+            if name.startswith((*narrowed, f"{last}mlp", f"{last}resid_out", "final")):
+                for edit in tap.edits:
+                    if not getattr(edit, "acts_at_each_position", False):
+                        raise TapError(f"the edit of {name} may look at whole positions; run without `at`")
+
+
+def at_position(x: Float[Tensor, "batch pos channel"], at: Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 channel"]:
+    """Take one position of each row."""
+    return x.gather(1, at[:, None, None].expand(-1, 1, x.shape[-1]))
+
+
+def sinusoids(n_ctx: int, width: int) -> Float[Tensor, "n_ctx width"]:
+    """Return fixed position waves: sines, then cosines, of periods spaced evenly in log from 4 to n_ctx.
+
+    An odd width has a last column of zeros.
+
+    Source: the release's model (sinusoidal_cat_pos_emb).
+    """
+    n_wave = width // 2
+    period = torch.logspace(math.log10(4), math.log10(n_ctx), n_wave)
+    angle = torch.arange(n_ctx)[:, None] * (2 * math.pi / period)
+    return F.pad(torch.cat((angle.sin(), angle.cos()), -1), (0, width - 2 * n_wave))
+
+
+def _add_read(taps: dict[str, Tap], prefix: str, read: Read) -> None:
+    taps[f"{prefix}.norm_scale"] = read.norm.scale
+    _add_site(taps, f"{prefix}.act_in", read.act_in)
+
+
+def _add_site(taps: dict[str, Tap], name: str, site: AbsTopK) -> None:
+    taps[f"{name}.before_topk"] = site.before
+    taps[name] = site.after

@@ -1,0 +1,126 @@
+"""Cutting out the circuit behind a behaviour: learn masks, choose a size, refine. `sc.prune`."""
+
+import dataclasses
+from typing import Any, TextIO
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparse_circuits.ablation import ablation_values
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.errors import PruneError
+from sparse_circuits.masks import LearnedMasks, learn_masks
+from sparse_circuits.model import Transformer
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.refinement import Evaluator, Goal, eliminate, scan_sizes, without_each
+from sparse_circuits.runlog import RunLog
+from sparse_circuits.scoring import fit_calibration, task_loss
+from sparse_circuits.tasks.pairs import Task
+
+
+def prune(
+    model: Transformer,
+    task: Task,
+    config: PruneConfig | None = None,
+    *,
+    progress: TextIO | None = None,
+    **settings: Any,
+) -> Circuit:
+    """Find the fewest nodes of a model that do a task at a target loss, everything else at its ablation value.
+
+    Args:
+        model: The model; it is not changed.
+        task: Masks are learned on its `fit` split, sizes, calibration and removals decided on `select`.
+        config: How; defaults if left out.
+        progress: Where a progress line goes; None is silent.
+        settings: Fields of `config` to change, such as `target_loss=0.1`.
+
+    Returns:
+        The circuit. Its loss on `test` is `verify`'s to say.
+
+    Raises:
+        PruneError: The full model, or every mask that was learned, misses the target on `select`.
+        ConfigError: A setting is out of range.
+    """
+    config = dataclasses.replace(config or PruneConfig(), **settings)
+    fit, select = task.split("fit"), task.split("select")
+    values = ablation_values(model, config.ablation, fit=fit, n_token=config.n_mean_token)
+    evaluator = Evaluator(model=model, pairs=select, values=values, may_shift=not task.answers_vary)
+    space = NodeSpace.of(model.config)
+    whole = torch.ones(1, space.n_node, dtype=torch.bool)
+    model_loss = float(evaluator.losses(whole))
+    if model_loss > config.target_loss:
+        raise PruneError(
+            f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
+            f"{task.name} (select) is {model_loss:.3f}; train longer, or set target_loss above that"
+        )
+    log = RunLog(None, n_step=config.n_step, stream=progress)
+
+    def show(step: int, record: dict[str, float]) -> None:
+        log.show(step, f"{task.name}: loss {record['loss']:.3f}  {record['n_node']:,.0f} nodes")
+
+    learned = learn_masks(model, fit, values, config, on_step=show)
+    keep, scanned, goal = _choose_size(evaluator, learned, task, config)
+
+    def show_round(record: dict[str, Any]) -> None:
+        if progress is not None:
+            progress.write(f"{task.name}: {record['n_node']} nodes left, loss {record['loss']:.3f}\n")
+
+    keep, rounds = eliminate(goal, keep, on_round=show_round)
+    loss = float(evaluator.losses(keep[None]))
+    effects = (evaluator.losses(without_each(keep)) - loss).tolist()
+    difference = evaluator.differences(keep[None])[0]
+    calibration = fit_calibration(difference, may_shift=not task.answers_vary)
+    return Circuit.of_nodes(
+        model,
+        keep,
+        values=values,
+        calibration=calibration,
+        task={"name": task.name, "hash": task.hash, "seed": task.seed, "example": _example(model, task)},
+        settings=config.to_json(),
+        losses={
+            "circuit": float(task_loss(calibration(difference))),
+            "circuit_uncalibrated": float(task_loss(difference)),
+            "model": model_loss,
+        },
+        effects=dict(zip(space.names(keep), effects, strict=True)),
+        removed=[scanned, *rounds],
+        history=learned.history,
+    )
+
+
+def _choose_size(
+    evaluator: Evaluator, learned: LearnedMasks, task: Task, config: PruneConfig
+) -> tuple[Bool[Tensor, " node"], dict[str, Any], Goal]:
+    """Return the smallest circuit of all runs that reaches the goal, how it was found, and the goal.
+
+    If no size takes the information out of the model, the limit on AUROC is given up, and the record says so.
+    """
+    for max_auroc in sorted({config.max_auroc, 1.0}):
+        goal = Goal(evaluator=evaluator, target_loss=config.target_loss, max_auroc=max_auroc)
+        found = [(run, *scan_sizes(goal, tau)) for run, tau in enumerate(learned.tau)]
+        passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
+        if passed:
+            size, run, keep, curve = min(passed, key=lambda one: one[:2])
+            scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve}
+            return keep, {"scan": scan}, goal
+    n_node = int(learned.keep.sum(1).min())
+    raise PruneError(
+        f"no size meets target_loss {config.target_loss} on {task.name}: masks ended with {n_node} nodes at "
+        f"loss {learned.history[-1]['loss']:.3f}; lower count_coefficient (now {config.count_coefficient}) "
+        "or raise n_step"
+    )
+
+
+def _example(model: Transformer, task: Task) -> list[dict[str, str]]:
+    """Return the shortest pair of `select` as text."""
+    if model.tokenizer is None:
+        return []
+    pairs = task.split("select")
+    shortest = pairs.take(pairs.length.argmin()[None])
+    return [
+        {"prompt": model.tokenizer.decode(tokens), "answer": model.tokenizer.decode([answer])}
+        for tokens, answer in zip(shortest.tokens[0].tolist(), shortest.answers[0].tolist(), strict=True)
+    ]

@@ -1,0 +1,131 @@
+"""What a model or circuit answers on a task: the logit difference, and loss, accuracy and calibration made from it."""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_circuits.model import Transformer
+from sparse_circuits.tasks.pairs import Pairs
+
+CHANCE = 0.6931471805599453
+"""Task loss of a coin flip: ln 2 nats."""
+
+MAX_SCALE = 3.0
+"""Largest scale that a calibration may have; beyond it, differences too small to mean anything become answers."""
+
+MIN_SCALE = 1e-3
+"""Smallest: a scale is positive, so that answers can't be flipped for free."""
+
+
+def logit_difference(model: Transformer, pairs: Pairs, *, n_run: int = 1) -> Float[Tensor, "run pair 2"]:
+    """Return logit(answer of side 0) − logit(answer of side 1) after each prompt, in nats.
+
+    Args:
+        model: With whatever edits are in force.
+        pairs: Prompts.
+        n_run: How many masks are applied side by side; all see the same prompts.
+    """
+    at = (pairs.length - 1).repeat_interleave(2).repeat(n_run)
+    vocab = pairs.answers.repeat_interleave(2, 0).repeat(n_run, 1)
+    logits = model(pairs.tokens.flatten(0, 1).repeat(n_run, 1), at=at, vocab=vocab)  # (run · pair · 2, 1, 2)
+    difference = logits[:, 0, 0] - logits[:, 0, 1]
+    return difference.unflatten(0, (n_run, len(pairs), 2))
+
+
+@torch.no_grad()
+def all_logit_differences(
+    model: Transformer, pairs: Pairs, *, n_run: int = 1, n_row: int = 512
+) -> Float[Tensor, "run pair 2"]:
+    """Return `logit_difference` of many pairs, in batches of alike length and at most `n_row` prompts."""
+    out = torch.empty(n_run, len(pairs), 2)
+    for index in pairs.length.argsort(descending=True, stable=True).split(max(1, n_row // (2 * n_run))):
+        out[:, index] = logit_difference(model, pairs.take(index), n_run=n_run)
+    return out
+
+
+def pair_loss(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run pair"]:
+    """Return each pair's loss in nats: binary over the two answers, averaged over the two sides."""
+    return (F.softplus(-difference[..., 0]) + F.softplus(difference[..., 1])) / 2
+
+
+def task_loss(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run"]:
+    """Return the task loss in nats, averaged over pairs; chance is ln 2 = 0.693.
+
+    Source: paper section 2.2; the release stores the sum over the two sides.
+    """
+    return pair_loss(difference).mean(-1)
+
+
+def accuracy(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run"]:
+    """Return the share of prompts whose right answer has the larger logit, in [0, 1]; a tie is half right."""
+    right = torch.stack((difference[..., 0], -difference[..., 1]), -1)
+    return ((right > 0).double() + 0.5 * (right == 0).double()).mean((-1, -2))
+
+
+def paired_auroc(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run"]:
+    """Return how often the logit difference ranks side 0 of a pair above its own side 1; 0.5 is no information."""
+    first, second = difference[..., 0], difference[..., 1]
+    return ((first > second).double() + 0.5 * (first == second).double()).mean(-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """scale · difference + shift; undoes what cutting does to the size and the balance of the answers."""
+
+    scale: float = 1.0
+    """Positive."""
+
+    shift: float = 0.0
+    """Nats, towards side 0."""
+
+    def __call__(self, difference: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Apply it."""
+        return self.scale * difference + self.shift
+
+
+def fit_calibrations(difference: Float[Tensor, "run pair 2"], *, may_shift: bool) -> Float[Tensor, "run 2"]:
+    """Return the scale and shift that minimise each run's task loss.
+
+    The loss is convex in both; Newton's method with a small ridge, then the scale is held within
+    [`MIN_SCALE`, `MAX_SCALE`] and the shift fitted again.
+
+    Args:
+        difference: Uncalibrated differences.
+        may_shift: Whether a shift has a meaning: not where answers vary from pair to pair.
+
+    Source: paper appendix A.2 (scale and shift of the logits, by LBFGS); on two answers only these two numbers matter.
+    """
+    x = difference.double().flatten(1)  # (run, prompt)
+    sign = torch.tensor([1.0, -1.0], dtype=torch.double).repeat(difference.shape[1])  # (prompt,)
+    scale, shift = torch.ones(len(x), dtype=torch.double), torch.zeros(len(x), dtype=torch.double)
+    for is_scale_fixed in (False, True):
+        for _ in range(30):
+            logit = (scale[:, None] * x + shift[:, None]) * sign
+            residual = -torch.sigmoid(-logit) * sign  # derivative by the calibrated difference
+            curvature = torch.sigmoid(logit) * torch.sigmoid(-logit)
+            grad = torch.stack(((residual * x).mean(1), residual.mean(1)), -1)  # (run, 2)
+            cross = (curvature * x).mean(1)
+            rows = ((curvature * x * x).mean(1), cross, cross, curvature.mean(1))
+            hessian = torch.stack(rows, -1).unflatten(-1, (2, 2))
+            free = torch.tensor([not is_scale_fixed, may_shift], dtype=torch.double)
+            hessian = hessian * free * free[:, None] + torch.diag(1e-4 * free + (1 - free))
+            step = torch.linalg.solve(hessian, grad * free).clamp(-1, 1)
+            scale, shift = scale - step[:, 0], shift - step[:, 1]
+            scale = scale.clamp(MIN_SCALE, MAX_SCALE)
+    return torch.stack((scale, shift), -1).float()
+
+
+def calibrated(
+    difference: Float[Tensor, "run pair 2"], scale_and_shift: Float[Tensor, "run 2"]
+) -> Float[Tensor, "run pair 2"]:
+    """Apply each run's scale and shift."""
+    return difference * scale_and_shift[:, 0, None, None] + scale_and_shift[:, 1, None, None]
+
+
+def fit_calibration(difference: Float[Tensor, "pair 2"], *, may_shift: bool) -> Calibration:
+    """Return the calibration that minimises one run's task loss."""
+    scale, shift = fit_calibrations(difference[None], may_shift=may_shift)[0].tolist()
+    return Calibration(scale=scale, shift=shift)

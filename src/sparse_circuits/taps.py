@@ -1,0 +1,165 @@
+"""Named points of the forward pass where activations are read, replaced and masked, and where edges are cut.
+
+A tap is state on the module, not a forward hook: torch silently skips a hook that is added after a model was compiled.
+"""
+
+import contextlib
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sparse_circuits.errors import TapError, did_you_mean
+
+if TYPE_CHECKING:
+    from sparse_circuits.model import Transformer
+
+Edit = Callable[[Tensor], Tensor]
+"""Takes an activation (batch, pos, channel), gives what flows on in its place."""
+
+
+class Tap(nn.Module):
+    """A point where an activation passes: edits in the order they were entered, then readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.edits: tuple[Edit, ...] = ()
+        self.readers: tuple[Callable[[Tensor], None], ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pass `x` on, through the edits; readers see what flows on."""
+        for edit in self.edits:
+            x = edit(x)
+        for read in self.readers:
+            read(x)
+        return x
+
+
+class NodeMask:
+    """An edit that keeps some channels and sets the others to a constant: `where(keep, x, value)`.
+
+    The batch may hold several runs one after the other, each with its own mask.
+    """
+
+    acts_at_each_position = True
+
+    def __init__(self, keep: Bool[Tensor, "run channel"], value: Float[Tensor, " channel"]) -> None:
+        self.keep = keep
+        self.value = value
+        # As a product and a sum, which is several times faster than a broadcast `where`.
+        self._factor = keep.to(value.dtype)[:, None, None]
+        self._offset = torch.where(keep, 0.0, value)[:, None, None]
+
+    def __call__(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
+        """Apply the masks; `batch` is a multiple of `run`."""
+        runs = x.unflatten(0, (len(self.keep), -1))  # (run, batch of a run, pos, channel)
+        return torch.addcmul(self._offset, runs, self._factor).flatten(0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EdgeCut:
+    """Which weights of a linear map are edges; the others carry their source's ablated value."""
+
+    keep: Bool[Tensor, "target source"]
+    """True for an edge."""
+
+    ablated: Float[Tensor, " source"]
+    """What a source is worth to the weights that are cut."""
+
+
+def match_names(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Return the names that any of the glob patterns matches, in their own order.
+
+    Raises:
+        TapError: A pattern matches nothing; the message offers the nearest names.
+    """
+    names, wanted = list(names), set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise TapError(f"no activation is called {pattern!r}{did_you_mean(pattern, names)}")
+        wanted.update(matched)
+    return [name for name in names if name in wanted]
+
+
+@contextlib.contextmanager
+def reading(model: "Transformer", *patterns: str) -> Iterator[dict[str, Tensor]]:
+    """Collect activations inside a `with` block; gradients flow through what is collected.
+
+    Args:
+        model: The model to read from.
+        patterns: Names or globs, such as `"3.mlp.*"`; all locations if none is given.
+
+    Yields:
+        A dict that each forward pass fills: name to (batch, pos, channel), after all edits.
+
+    Raises:
+        TapError: A pattern matches nothing.
+    """
+    seen: dict[str, Tensor] = {}
+    taps = model.taps()
+    chosen = {name: taps[name] for name in match_names(taps, patterns or ("*",))}
+    before = {name: tap.readers for name, tap in chosen.items()}
+    for name, tap in chosen.items():
+        tap.readers = (*tap.readers, lambda x, name=name: seen.__setitem__(name, x))
+    try:
+        yield seen
+    finally:
+        for name, tap in chosen.items():
+            tap.readers = before[name]
+
+
+@contextlib.contextmanager
+def replacing(model: "Transformer", edits: Mapping[str, Edit]) -> Iterator[None]:
+    """Send activations through functions inside a `with` block; blocks nest, the outer edit comes first.
+
+    Args:
+        model: The model to edit.
+        edits: A function for each name or glob.
+
+    Raises:
+        TapError: A name matches nothing.
+    """
+    taps = model.taps()
+    plan = [(taps[name], edit) for pattern, edit in edits.items() for name in match_names(taps, [pattern])]
+    before = [(tap, tap.edits) for tap in taps.values()]
+    for tap, edit in plan:
+        tap.edits = (*tap.edits, edit)
+    try:
+        yield
+    finally:
+        for tap, edits_before in before:
+            tap.edits = edits_before
+
+
+@contextlib.contextmanager
+def cutting(model: "Transformer", cuts: Mapping[str, EdgeCut]) -> Iterator[None]:
+    """Cut edges of linear maps inside a `with` block; an inner block replaces an outer one's cut.
+
+    Args:
+        model: The model to edit.
+        cuts: By linear map: `0.attn.qkv`, `0.attn.out`, `0.mlp.fc_in`, `0.mlp.fc_out`, …
+
+    Raises:
+        TapError: A name is not that of a linear map, or a cut is not of its weight's shape.
+    """
+    linears = model.linears()
+    for name, cut in cuts.items():
+        if name not in linears:
+            raise TapError(f"no linear map is called {name!r}{did_you_mean(name, linears)}")
+        if cut.keep.shape != linears[name].weight.shape:
+            raise TapError(
+                f"the cut of {name} has shape {tuple(cut.keep.shape)}, its weight {tuple(linears[name].weight.shape)}"
+            )
+    before = {name: linears[name].cut for name in cuts}
+    for name, cut in cuts.items():
+        linears[name].cut = cut
+    try:
+        yield
+    finally:
+        for name, cut in before.items():
+            linears[name].cut = cut

@@ -1,0 +1,208 @@
+"""What a task is: pairs of prompts that differ minimally and call for different answers, in splits."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from sparse_circuits.errors import TaskError
+from sparse_circuits.files import sha256_of_json
+from sparse_circuits.tokenizer import Tokenizer
+
+Form = Literal["plain", "hard"]
+Level = Literal["i", "ii", "iii"]
+"""i: templates that the model trained on and the pruner didn't; ii: neither; iii: mined from held-out files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Side:
+    """One prompt and what must follow it."""
+
+    prompt: str
+    """Source code up to the answer."""
+
+    answer: str
+    """The right next token's text."""
+
+    continuation: str
+    """What natural code goes on with; it decides how the answer is cut into tokens."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextPair:
+    """Two prompts that differ minimally, each other's wrong answer the right one."""
+
+    sides: tuple[Side, Side]
+    """In the task's own order: side 0's answer is the same kind for every pair."""
+
+    template: str
+    """Name of what it was made from; intervals are bootstrapped over these."""
+
+    level: Level
+    """Whether model or pruner saw the template."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Tokenised pairs of one split, right-padded."""
+
+    tokens: Int[Tensor, "pair 2 pos"]
+    """Token ids; what lies beyond a prompt's length has no meaning."""
+
+    length: Int[Tensor, " pair"]
+    """Tokens of each prompt, the same on both sides."""
+
+    answers: Int[Tensor, "pair 2"]
+    """Right answer of side 0 and of side 1."""
+
+    templates: tuple[str, ...]
+    """Template of each pair."""
+
+    levels: tuple[Level, ...]
+    """Level of each pair."""
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def take(self, index: Int[Tensor, " chosen"]) -> "Pairs":
+        """Return some pairs, trimmed to the longest of them."""
+        length = self.length[index]
+        n_pos = int(length.max()) if len(index) else 0
+        chosen = index.tolist()
+        return Pairs(
+            tokens=self.tokens[index, :, :n_pos],
+            length=length,
+            answers=self.answers[index],
+            templates=tuple(self.templates[i] for i in chosen),
+            levels=tuple(self.levels[i] for i in chosen),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["Pairs"]) -> "Pairs":
+        """Put pairs one after the other, padded to a common length."""
+        n_pos = max(part.tokens.shape[2] for part in parts)
+        return cls(
+            tokens=torch.cat([F.pad(p.tokens, (0, n_pos - p.tokens.shape[2])) for p in parts]),
+            length=torch.cat([p.length for p in parts]),
+            answers=torch.cat([p.answers for p in parts]),
+            templates=tuple(name for p in parts for name in p.templates),
+            levels=tuple(level for p in parts for level in p.levels),
+        )
+
+    def at_level(self, level: Level) -> "Pairs":
+        """Return the pairs of one level."""
+        return self.take(torch.tensor([i for i, other in enumerate(self.levels) if other == level], dtype=torch.long))
+
+    def batches(self, n_pair: int) -> Iterator["Pairs"]:
+        """Yield all pairs in parts of alike length, longest first."""
+        for index in self.length.argsort(descending=True, stable=True).split(n_pair):
+            yield self.take(index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A behaviour as pairs of prompts: `fit` for masks, `select` for choices, `test` and `hard` for verification."""
+
+    name: str
+    """Name of the behaviour."""
+
+    seed: int
+    """What the pairs were drawn with."""
+
+    splits: dict[str, Pairs]
+    """Pairs by split."""
+
+    n_dropped: dict[str, int]
+    """Pairs that the tokenizer broke, by reason."""
+
+    answers_vary: bool
+    """Whether the answers differ from pair to pair; then calibration has no shift."""
+
+    hash: str
+    """Of all tokens and answers but the mined ones, which depend on the corpus at hand."""
+
+    def split(self, name: str) -> Pairs:
+        """Return a split.
+
+        Raises:
+            TaskError: The task has no such split.
+        """
+        if name not in self.splits:
+            raise TaskError(f"task {self.name} has no split {name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+MAX_TOKENS = 64
+"""Longer prompts are dropped."""
+
+
+class PairFilter:
+    """Turns text pairs into tokens, drops what the tokenizer breaks or what was there before, and counts why."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int = MAX_TOKENS) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.n_dropped: Counter[str] = Counter()
+        self._seen: set[tuple[int, ...]] = set()
+
+    def __call__(self, pair: TextPair) -> tuple[list[list[int]], list[int]] | None:
+        """Return both prompts' ids and both answers, or None if a rule is broken (DESIGN: pairs)."""
+        prompts, answers = [], []
+        for side in pair.sides:
+            ids = self.tokenizer.encode(side.prompt)
+            whole = self.tokenizer.encode(side.prompt + side.answer + side.continuation)
+            if whole[: len(ids)] != ids:
+                return self._drop("the answer joins the prompt's last token")
+            answer = whole[len(ids)]
+            if self.tokenizer.decode([answer]) != side.answer:
+                return self._drop(f"the answer {side.answer!r} is not one token")
+            prompts.append(ids)
+            answers.append(answer)
+        if len(prompts[0]) != len(prompts[1]):
+            return self._drop("the sides differ in length")
+        if prompts[0][-1] != prompts[1][-1]:
+            return self._drop("the last tokens differ")
+        if len(prompts[0]) > self.max_tokens:
+            return self._drop(f"longer than {self.max_tokens} tokens")
+        if tuple(prompts[0]) in self._seen:
+            return self._drop("a repetition")
+        self._seen.add(tuple(prompts[0]))
+        return prompts, answers
+
+    def _drop(self, reason: str) -> None:
+        self.n_dropped[reason] += 1
+
+
+def collect(source: Iterator[TextPair], accept: PairFilter, *, n_pair: int, n_try: int) -> Pairs:
+    """Tokenise pairs until there are enough, or the source or the tries end."""
+    rows: list[tuple[list[list[int]], list[int]]] = []
+    kept: list[TextPair] = []
+    for _, pair in zip(range(n_try), source, strict=False):
+        if len(rows) == n_pair:
+            break
+        row = accept(pair)
+        if row is not None:
+            rows.append(row)
+            kept.append(pair)
+    n_pos = max((len(prompts[0]) for prompts, _ in rows), default=0)
+    tokens = torch.zeros(len(rows), 2, n_pos, dtype=torch.long)
+    for i, (prompts, _) in enumerate(rows):
+        tokens[i, :, : len(prompts[0])] = torch.tensor(prompts)
+    return Pairs(
+        tokens=tokens,
+        length=torch.tensor([len(prompts[0]) for prompts, _ in rows], dtype=torch.long),
+        answers=torch.tensor([answers for _, answers in rows], dtype=torch.long).reshape(-1, 2),
+        templates=tuple(pair.template for pair in kept),
+        levels=tuple(pair.level for pair in kept),
+    )
+
+
+def hash_splits(splits: dict[str, Pairs]) -> str:
+    """Hash everything that decides a task's numbers."""
+    return sha256_of_json(
+        {name: [p.tokens.tolist(), p.length.tolist(), p.answers.tolist()] for name, p in splits.items()}
+    )

@@ -1,0 +1,85 @@
+"""Byte-level BPE with the release's pre-tokenisation pattern: train, load, encode, decode."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from sparse_circuits.errors import FormatError
+from sparse_circuits.files import written_whole
+
+PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""How text is cut before merging: words take one mark before them, marks take the newlines after them."""
+
+END_OF_TEXT = "<|endoftext|>"
+"""The last token; it stands after every document."""
+
+
+class Tokenizer:
+    """Text to token ids and back."""
+
+    def __init__(self, bpe: tokenizers.Tokenizer) -> None:
+        bpe.encode_special_tokens = True  # text that spells the end of text is text
+        self._bpe = bpe
+        self.n_vocab = bpe.get_vocab_size()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], n_vocab: int) -> "Tokenizer":
+        """Learn merges from `texts`; the vocabulary is the 256 bytes, the merges, and the end of text last."""
+        bpe = tokenizers.Tokenizer(models.BPE())
+        split = pre_tokenizers.Split(tokenizers.Regex(PATTERN), behavior="isolated")
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])  # pyright: ignore
+        bpe.decoder = decoders.ByteLevel()  # pyright: ignore
+        trainer = trainers.BpeTrainer(
+            vocab_size=n_vocab - 1,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(texts, trainer)
+        bpe.add_special_tokens([END_OF_TEXT])
+        return cls(bpe)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """Read a `tokenizer.json`.
+
+        Raises:
+            FormatError: The file is missing or not a tokenizer.
+        """
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise FormatError(f"{path}: not a tokenizer ({error})") from None
+
+    def save(self, path: Path | str) -> None:
+        """Write a `tokenizer.json`, whole or not at all."""
+        with written_whole(Path(path)) as temporary:
+            temporary.write_text(self._bpe.to_str(), encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`; the end of text never comes from text."""
+        return self._bpe.encode(text, add_special_tokens=False).ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts in parallel."""
+        return [e.ids for e in self._bpe.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`; bytes that are no UTF-8 show as replacement characters."""
+        return self._bpe.decode(list(ids), skip_special_tokens=False)
+
+    def token(self, text: str) -> int | None:
+        """Return the id of `text` if it is exactly one token, else None."""
+        ids = self.encode(text)
+        return ids[0] if len(ids) == 1 else None
+
+    def show(self, token: int) -> str:
+        """Return one token as text, newlines and tabs written out."""
+        return self.decode([token]).replace("\n", "\\n").replace("\t", "\\t")
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the end of text."""
+        return self.n_vocab - 1

@@ -1,0 +1,323 @@
+"""Training a weight-sparse (or dense) transformer: `sc.train`."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparse_circuits import checkpoint
+from sparse_circuits.configs import TrainConfig
+from sparse_circuits.corpus.bigram import baseline_loss, count_batches, count_corpus
+from sparse_circuits.corpus.shards import Batches, Corpus
+from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError
+from sparse_circuits.files import is_done, mark_done, read_json, write_json
+from sparse_circuits.model import Transformer
+from sparse_circuits.optimizer import Optimizer
+from sparse_circuits.runlog import RunLog, duration
+from sparse_circuits.sparsity import budgets, check_quota, count_nonzeros, n_keep
+
+FORMAT, VERSION = "sparse-circuits run", 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was interrupted after a checkpoint was written; the message says how to go on."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    corpus: Corpus | Path | str,
+    out: Path | str,
+    progress: TextIO | None = None,
+    stop_after: int | None = None,
+) -> Transformer:
+    """Train a model, or go on with the training that `out` holds.
+
+    Args:
+        config: The run's settings.
+        corpus: A finished corpus.
+        out: The run folder. If it holds an unfinished run of the same settings, that goes on from its last checkpoint.
+        progress: Where a progress line goes; None is silent.
+        stop_after: Stop, with a checkpoint, after this many steps in all, as an interrupt would.
+
+    Returns:
+        The trained model in evaluation mode.
+
+    Raises:
+        ConfigError: Settings that don't fit the corpus or each other, or another run's in `out`.
+        OutputExistsError: `out` holds a finished run.
+        Interrupted: Ctrl-C; the run can go on from where it was.
+    """
+    corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+    out = Path(out)
+    prepare_folder(config, corpus, out)
+    model, optimizer, first_step = _start(config, corpus, out)
+    batches = batches_of(config, corpus)
+    validator = Validator(config, corpus, batches, out)
+    n_step = batches.n_step
+    last_step = min(n_step, stop_after or n_step)
+    log = RunLog(out / "metrics.jsonl", n_step=n_step, cut_at=first_step, stream=progress)
+    with log, _interrupt_between_steps() as interrupted:
+        model.train()
+        started = time.monotonic()
+        for step in range(first_step, last_step):
+            loss = next_token_loss(model, batches(step))
+            loss.backward()
+            update = optimizer.step(step)
+            loss_nats = float(loss.detach())
+            if not math.isfinite(loss_nats):
+                raise ConfigError(
+                    f"the loss is {loss_nats} at step {step}; the last checkpoint is good: "
+                    f"lower optimizer.lr (now {config.optimizer.lr}) and start again"
+                )
+            rate = config.batch_size * config.context / (time.monotonic() - started)
+            record = {
+                "loss": loss_nats,
+                "lr": update.lr,
+                "matrix_density": update.matrix_density,
+                "grad_rms": float(update.grad_rms),
+                "token_per_second": round(rate),
+            }
+            if (step + 1) % config.validate_every == 0 or step + 1 == n_step:
+                record |= validator(model)
+            now = time.monotonic()
+            log.write(step, **record, seconds=round(now - started, 4))
+            started = now
+            log.show(step, f"loss {loss_nats:.3f}  density {update.matrix_density:.3f}  {rate:,.0f} tokens/s")
+            is_stopped = bool(interrupted) or (step + 1 == last_step and last_step < n_step)
+            if is_stopped or (step + 1) % config.checkpoint_every == 0 or step + 1 == n_step:
+                log.flush()
+                notes = {"step": step + 1, "n_thread": torch.get_num_threads()}
+                checkpoint.save_checkpoint(out, step + 1, model, optimizer.state(), weights=config.weights, notes=notes)
+            if is_stopped and step + 1 < n_step:
+                raise Interrupted(f"stopped after step {step + 1}; the same command goes on from there")
+    mark_done(out)
+    model.folder = out
+    return model.eval()
+
+
+def prepare_folder(config: TrainConfig, corpus: Corpus, out: Path) -> None:
+    """Check the settings, and write them into a new run folder or compare them with what it holds.
+
+    Raises:
+        ConfigError: The settings don't fit the corpus, or are not those of the run in `out`.
+        OutputExistsError: `out` holds a finished run.
+    """
+    if is_done(out):
+        raise OutputExistsError(f"{out} already holds a finished run; name another folder or remove it")
+    if corpus.tokenizer.n_vocab != config.model.n_vocab:
+        raise ConfigError(
+            f"model.n_vocab is {config.model.n_vocab}, the corpus {corpus.folder} has {corpus.tokenizer.n_vocab} tokens"
+        )
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "train": config.to_json(),
+        "corpus": {"path": os.path.relpath(corpus.folder.resolve(), out.resolve()), "hash": corpus.hash},
+    }
+    path = out / "config.json"
+    if path.exists():
+        found = read_json(path, expect=FORMAT, version=VERSION)
+        if found["corpus"]["hash"] != corpus.hash:
+            raise ConfigError(f"{path}: the run was started on another corpus; name another folder")
+        changed = [name for name, value in described["train"].items() if found["train"].get(name) != value]
+        if changed:
+            raise ConfigError(f"{path}: the run was started with another {', '.join(changed)}; name another folder")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        corpus.tokenizer.save(out / "tokenizer.json")
+        write_json(path, described)
+
+
+def batches_of(config: TrainConfig, corpus: Corpus) -> Batches:
+    """Return a run's batches, the extra step's included."""
+    return Batches(
+        corpus,
+        shares=config.shares,
+        context=config.context,
+        batch_size=config.batch_size,
+        n_step=config.n_step + config.extra_step,
+        seed=config.seed,
+    )
+
+
+def initial_model(config: TrainConfig, corpus: Corpus) -> Transformer:
+    """Make a model as GPT-2 starts: N(0, 0.02), the writes by 1/sqrt(2 · n_layer) less, biases and positions 0.
+
+    Source: the release's training script; the bigram table's log counts are ours.
+    """
+    model = Transformer(config.model, corpus.tokenizer)
+    generator = torch.Generator().manual_seed(config.seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("attn.out.weight", "mlp.fc_out.weight")):
+            parameter.data.normal_(0, 0.02 / math.sqrt(2 * config.model.n_layer), generator=generator)
+        elif name == "position_embedding.weight" and config.model.positions == "added":
+            parameter.data.zero_()
+        elif name == "bigram":
+            if config.bigram_init == "counts":
+                parameter.data.copy_(count_corpus(corpus, config.shares).log_probability(1.0))
+            elif config.bigram_init == "uniform":
+                parameter.data.uniform_(0, 0.02, generator=generator)
+        elif parameter.ndim == 2 and parameter.requires_grad:
+            parameter.data.normal_(0, 0.02, generator=generator)
+        elif name.endswith(".bias"):
+            parameter.data.zero_()
+    return model
+
+
+def next_token_loss(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+    """Return the cross-entropy of each token given those before it, in nats, averaged over batch · (pos − 1)."""
+    logits = model(tokens)[:, :-1]
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+
+class Validator:
+    """Loss on each source's held-out documents, beside that of a bigram count table of the run's own tokens."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus, batches: Batches, out: Path) -> None:
+        self.windows = {
+            name: corpus.windows(name, "validation", context=config.context, n_token=config.n_validation_token)
+            for name in config.shares
+        }
+        stored = out / "bigram_baseline.json"
+        if stored.exists():
+            self.bigram_loss: dict[str, float] = read_json(stored)
+        else:
+            counts = count_batches(batches, corpus.tokenizer.n_vocab)
+            self.bigram_loss = {name: baseline_loss(counts, name, w) for name, w in self.windows.items()}
+            write_json(stored, self.bigram_loss)
+
+    @torch.no_grad()
+    def __call__(self, model: Transformer) -> dict[str, object]:
+        """Return `validation_loss` and `bigram_loss` by source, in nats a token, and how many weights are left."""
+        model.eval()
+        loss = {
+            name: sum(float(next_token_loss(model, part)) * len(part) for part in windows.split(16)) / len(windows)
+            for name, windows in self.windows.items()
+        }
+        model.train()
+        counted = count_nonzeros(model)
+        return {
+            "validation_loss": loss,
+            "bigram_loss": self.bigram_loss,
+            "n_nonzero": counted.n_nonzero,
+            "n_alive_neuron": counted.n_alive_neuron,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will take, before it runs."""
+
+    n_parameter: int
+    """Trainable entries, the bigram table included."""
+
+    n_bigram: int
+    """Entries of the bigram table."""
+
+    n_nonzero: int
+    """Nonzero entries at the end, without the bigram table."""
+
+    n_step: int
+    """Steps."""
+
+    size_bytes: int
+    """Memory of weights, gradients and Adam's moments, and the largest activations: an estimate."""
+
+    seconds: float
+    """Time of the training itself: three steps measured here on random tokens, times the number of steps."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_parameter:,} parameters ({self.n_bigram:,} of them the bigram table), "
+            f"{self.n_nonzero:,} nonzero at the end without it\n"
+            f"{self.n_step:,} steps, about {self.size_bytes / 1e6:,.0f} MB of memory, "
+            f"about {duration(self.seconds)} on this machine"
+        )
+
+
+def plan(config: TrainConfig) -> Plan:
+    """Say what a run will take; writes nothing.
+
+    Raises:
+        ConfigError: The settings don't fit each other.
+    """
+    model = Transformer(config.model)
+    check_quota(model, config.sparsity)
+    optimizer = Optimizer(model, optimizer=config.optimizer, sparsity=config.sparsity, n_step=config.n_step)
+    sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    sparse = {b.name: n_keep(sizes[b.name], b.density) for b in budgets(model, config.sparsity)}
+    n_bigram = sizes.get("bigram", 0)
+    n_row = config.batch_size * config.context
+    per_layer = 12 * config.model.d_model + 12 * config.model.d_attn + 5 * config.model.d_mlp
+    activations = n_row * (config.model.n_layer * per_layer + 4 * config.model.n_vocab)
+    tokens = torch.randint(config.model.n_vocab, (config.batch_size, config.context))
+    seconds = []
+    for step in (0, config.n_step // 2, config.n_step - 1):
+        start = time.monotonic()
+        next_token_loss(model, tokens).backward()
+        optimizer.step(step)
+        seconds.append(time.monotonic() - start)
+    return Plan(
+        n_parameter=sum(sizes.values()),
+        n_bigram=n_bigram,
+        n_nonzero=sum((sizes | sparse).values()) - n_bigram,
+        n_step=config.n_step,
+        size_bytes=4 * (4 * sum(sizes.values()) + activations),
+        seconds=sorted(seconds)[1] * config.n_step,
+    )
+
+
+def _start(config: TrainConfig, corpus: Corpus, out: Path) -> tuple[Transformer, Optimizer, int]:
+    """Make a new model and optimizer, or those of the folder's last checkpoint, and the step to go on with."""
+    found = checkpoint.latest_checkpoint(out)
+    if found is None:
+        model = initial_model(config, corpus)
+        check_quota(model, config.sparsity)
+    else:
+        model = checkpoint.load_model(found / checkpoint.MODEL_NAME, corpus.tokenizer)
+        if model.config != config.model:
+            raise FormatError(f"{found}: the checkpoint's model is not the one that config.json describes")
+    optimizer = Optimizer(model, optimizer=config.optimizer, sparsity=config.sparsity, n_step=config.n_step)
+    if found is None:
+        return model, optimizer, 0
+    notes, state = checkpoint.load_state(found)
+    optimizer.load_state(state)
+    if notes["n_thread"] != torch.get_num_threads():
+        write_json(
+            out / "resumed_with_other_threads.json",
+            {"step": notes["step"], "before": notes["n_thread"], "now": torch.get_num_threads()},
+        )
+    return model, optimizer, notes["step"]
+
+
+@contextlib.contextmanager
+def _interrupt_between_steps() -> Iterator[list[int]]:
+    """Collect Ctrl-C in a list, so that a step is never cut in half; a second one interrupts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,164 @@
+"""The kernels agree with their definitions on whatever comes, and these with numbers worked by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparse_circuits import kernels
+from sparse_circuits.kernels import cpu, reference
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, math.inf, -math.inf, math.nan]
+
+
+def same(a, b):
+    """Equal bit for bit, any NaN being as good as another."""
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(7), b.nan_to_num(7))
+
+
+def test_top_k_keeps_the_largest_magnitudes_and_gives_ties_to_the_lower_index():
+    x = torch.tensor([[3.0, -5.0, 3.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    assert kernels.abs_topk(x, 2).tolist() == [[3.0, -5.0, 0.0, 0.0], [0.0] * 4]
+    assert kernels.top_k_mask(x, 2).tolist() == [[True, True, False, False], [True, True, False, False]]
+
+
+def test_nan_ranks_above_infinity():
+    x = torch.tensor([[math.inf, 1.0, math.nan]])
+    assert kernels.top_k_mask(x, 1).tolist() == [[False, False, True]]
+    assert kernels.abs_topk(x, 1).isnan().tolist() == [[False, False, True]]
+
+
+def test_keeping_none_gives_zeros_and_keeping_all_gives_the_input():
+    x = torch.randn(3, 5)
+    assert torch.equal(kernels.abs_topk(x, 0), torch.zeros(3, 5))
+    assert torch.equal(kernels.abs_topk(x, 5), x)
+
+
+@pytest.mark.parametrize("n_keep", [-1, 6])
+def test_a_count_out_of_range_is_refused(n_keep):
+    for version in ("reference", "fastest"):
+        with kernels.use(version), pytest.raises(ValueError, match=r"not in \[0, 5\]"):
+            kernels.abs_topk(torch.randn(2, 5), n_keep)
+        with kernels.use(version), pytest.raises(ValueError, match=r"not in \[0, 5\]"):
+            kernels.keep_largest_(torch.randn(5), n_keep)
+
+
+def test_an_unknown_version_is_refused():
+    with pytest.raises(ValueError, match="expected 'reference' or 'fastest'"), kernels.use("slow"):  # type: ignore
+        pass
+
+
+ENTRIES = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32), st.integers(-2, 2).map(float))
+
+
+@given(st.data(), st.integers(1, 300), st.integers(1, 4))
+@settings(max_examples=150, deadline=None)
+def test_abs_topk_and_its_gradient_are_the_references(data, width, n_row):
+    seed = data.draw(st.integers(0, 1 << 20))
+    x = torch.randn(n_row, width, generator=torch.Generator().manual_seed(seed))
+    for value in data.draw(st.lists(ENTRIES, max_size=20)):
+        x[data.draw(st.integers(0, n_row - 1)), data.draw(st.integers(0, width - 1))] = value
+    n_keep, grad = data.draw(st.integers(0, width)), torch.randn(n_row, width)
+    results = []
+    for version in ("reference", "fastest"):
+        leaf = x.clone().requires_grad_()
+        with kernels.use(version):
+            out = kernels.abs_topk(leaf, n_keep)
+        out.backward(grad)
+        results.append((out.detach(), leaf.grad))
+    assert same(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_many_rows_go_through_the_parallel_loop_with_the_same_result():
+    x = torch.randn(700, 96).round(decimals=1)
+    assert x.numel() >= cpu._MIN_PARALLEL
+    assert torch.equal(kernels.abs_topk(x, 24), reference.abs_topk(x, 24))
+
+
+def test_abs_topk_takes_what_is_not_contiguous():
+    x = torch.randn(6, 4, 5).transpose(0, 1)
+    assert torch.equal(kernels.abs_topk(x, 2), reference.abs_topk(x, 2))
+
+
+@given(st.data(), st.integers(1, 400))
+@settings(max_examples=100, deadline=None)
+def test_the_projection_is_the_references_and_exact(data, size):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 20)))
+    weight = torch.randn(size, generator=generator).round(decimals=data.draw(st.integers(0, 3)))
+    protected = torch.rand(size, generator=generator) < data.draw(st.sampled_from([0.0, 0.1, 0.5]))
+    n_keep = data.draw(st.integers(int(protected.sum()), size))
+    fast, slow = weight.clone(), weight.clone()
+    cpu.keep_largest_(fast, n_keep, protected=protected)
+    reference.keep_largest_(slow, n_keep, protected=protected)
+    assert torch.equal(fast, slow)
+    assert torch.equal(fast[protected], weight[protected])
+    if (weight != 0).all():
+        assert int(fast.count_nonzero()) == n_keep
+
+
+def test_more_protected_entries_than_the_budget_are_refused():
+    for version in (cpu, reference):
+        with pytest.raises(ValueError, match="3 protected entries exceed n_keep 2"):
+            version.keep_largest_(torch.randn(3), 2, protected=torch.ones(3, dtype=torch.bool))
+
+
+def test_a_sink_takes_its_share_by_hand():
+    # One position, score 0, sink ln 3: the position gets 1 of 1 + 3.
+    q = k = torch.zeros(1, 1, 1, 2)
+    v = torch.tensor([[[[4.0, 8.0]]]])
+    out = kernels.sink_attention(q, k, v, torch.tensor([math.log(3.0)]))
+    torch.testing.assert_close(out, torch.tensor([[[[1.0, 2.0]]]]))
+
+
+def test_a_sink_is_an_extra_key_of_value_zero():
+    q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.double) for _ in range(3))
+    sink = torch.randn(3, dtype=torch.double)
+    pattern = kernels.attention_pattern(q, k, sink)
+    score = (q @ k.transpose(-1, -2)) / 2
+    score = score.masked_fill(torch.ones(7, 7).triu(1).bool(), -math.inf)
+    with_slot = torch.cat((sink[:, None, None].expand(2, 3, 7, 1), score), -1).softmax(-1)
+    torch.testing.assert_close(pattern, with_slot[..., 1:])
+    torch.testing.assert_close(pattern @ v, kernels.sink_attention(q, k, v, sink))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 5, 4), (2, 2, 33, 16), (1, 4, 128, 16)])
+@pytest.mark.parametrize("kind", ["random", "zero", "tied", "large", "no sink"])
+def test_sink_attention_and_its_gradients_are_the_references(dtype, size, kind):
+    scale = {"zero": 0.0, "large": 10.0}.get(kind, 1.0)
+    q, k, v = (scale * torch.randn(size, dtype=dtype) for _ in range(3))
+    if kind == "tied":
+        k = k[:, :, :1].expand(size).clone()
+    sink = None if kind == "no sink" else torch.randn(size[1], dtype=dtype)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v, sink) if x is not None]
+    grad, results = torch.randn(size, dtype=dtype), []
+    for version in ("reference", "fastest"):
+        with kernels.use(version):
+            out = kernels.sink_attention(*leaves, *([None] if sink is None else []))  # type: ignore
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
+    # Scores up to some thousands lose digits in float32 before the softmax, in either order of summation.
+    tolerance = 1e-12 if dtype is torch.float64 else 1e-3 if kind == "large" else 2e-5
+    for slow, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=tolerance, atol=tolerance * max(1.0, float(slow.abs().max())))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_bad_values_show_in_both_versions_alike(bad, where):
+    inputs = {name: torch.randn(1, 1, 6, 4) for name in "qkv"}
+    inputs[where][0, 0, 3, 1] = bad
+    with kernels.use("reference"):
+        slow = kernels.sink_attention(**inputs, sink=torch.zeros(1))
+    assert slow.isnan().any() or where != "q"
+    assert same(kernels.sink_attention(**inputs, sink=torch.zeros(1)), slow)
+
+
+def test_no_position_looks_ahead():
+    q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    before = kernels.sink_attention(q, k, v, torch.zeros(2))
+    k[:, :, 5:] += 1
+    v[:, :, 5:] += 1
+    torch.testing.assert_close(kernels.sink_attention(q, k, v, torch.zeros(2))[:, :, :5], before[:, :, :5])

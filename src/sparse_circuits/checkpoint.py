@@ -27,9 +27,12 @@ N_KEPT = 2
 def model_hash(model: Transformer) -> str:
     """Hash what a model computes: its config and, by tensor name, shape, places and values of nonzeros.
 
-    However the weights are stored, the hash is the same.
+    However the weights are stored, the hash is the same. A field that is added to the config later must be left out
+    here while it has the value that all models had before.
     """
-    digest = hashlib.sha256(sha256_of_json(model.config.to_json()).encode())
+    config = model.config.to_json()
+    del config["bigram_trains_last_row"]  # matters in training alone
+    digest = hashlib.sha256(sha256_of_json(config).encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().cpu().float().flatten().numpy()
         places = np.flatnonzero(flat)
@@ -63,6 +66,8 @@ def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
         FormatError: The file is missing, truncated, of another format or version, or its tensors don't fit its config.
     """
     header, arrays = load_arrays(path, FORMAT, VERSION)
+    if "config" not in header:
+        raise FormatError(f"{path}: the header has no config")
     model = Transformer(ModelConfig.from_json(header["config"], where=str(path)), tokenizer)
     state = model.state_dict()
     loaded = {}
@@ -104,6 +109,7 @@ def unpack(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...], whe
     counts = np.diff(offsets.astype(np.int64))
     is_whole = (
         len(offsets) == shape[0] + 1
+        and int(offsets[0]) == 0
         and len(values) == len(columns) == int(offsets[-1])
         and (counts >= 0).all()
         and (len(columns) == 0 or int(columns.max()) < shape[1])
@@ -136,13 +142,13 @@ def load_arrays(path: Path, expect: str, version: int) -> tuple[dict[str, Any], 
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise FormatError(f"{path}: truncated or not a safetensors file ({error})") from None
     if header.get("format") != expect:
         raise FormatError(f"{path}: format is {header.get('format')!r}, expected {expect!r}")
-    if header["version"] > version:
+    if not isinstance(header.get("version"), int) or header["version"] > version:
         raise FormatError(
-            f"{path}: {expect} version {header['version']}; this program reads up to version {version}: "
+            f"{path}: {expect} version {header.get('version')!r}; this program reads up to version {version}: "
             "update sparse-circuits"
         )
     return header, arrays

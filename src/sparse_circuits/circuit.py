@@ -192,7 +192,7 @@ class Circuit:
         self._write_description(folder)
         notes = folder / "notes.json"
         if not notes.exists():
-            write_json(notes, {"notes": {}})
+            write_json(notes, {"format": f"{FORMAT} notes", "version": VERSION, "notes": {}})
         mark_done(folder)
 
     def log_test_reading(self, folder: Path, what: str) -> None:
@@ -228,6 +228,10 @@ class Circuit:
             )
         path = folder / "masks.safetensors"
         _, arrays = load_arrays(path, FORMAT, VERSION)
+        n_node = NodeSpace.of(model.config).n_node
+        for name in ("keep", "values"):
+            if name not in arrays or arrays[name].shape != (n_node,):
+                raise FormatError(f"{path}: {name} is missing or not of the model's {n_node:,} nodes")
         edges = {
             name: torch.from_numpy(unpack(arrays, f"edges.{name}", tuple(linear.weight.shape), str(path)))
             for name, linear in model.linears().items()
@@ -268,7 +272,7 @@ class Circuit:
 
     def _write_description(self, folder: Path) -> None:
         home = self.model.folder
-        path = "" if home is None else os.path.relpath(home.resolve(), folder.resolve())
+        path = None if home is None else os.path.relpath(home.resolve(), folder.resolve())
         write_json(
             folder / "circuit.json",
             {

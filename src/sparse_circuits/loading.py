@@ -34,5 +34,6 @@ def load(path: Path | str, *, device: str = "cpu") -> Transformer:
     places = (folder / "tokenizer.json", found.parent.parent / "tokenizer.json")
     tokenizer = next((Tokenizer.load(place) for place in places if place.exists()), None)
     model = checkpoint.load_model(found / checkpoint.MODEL_NAME, tokenizer).to(device)
-    model.folder = folder if found is folder or found.parent.parent == folder else found.parent.parent
+    run = found.parent.parent
+    model.folder = run if (run / "config.json").exists() else folder
     return model

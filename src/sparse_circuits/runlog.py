@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from sparse_circuits.files import written_whole
+
 
 class RunLog:
     """Writes every record to a JSON-lines file and, at most once a second, a line to the terminal.
@@ -24,10 +26,9 @@ class RunLog:
         self._file = None
         if path is not None:
             kept = [r for r in read_records(path) if r["step"] < cut_at] if path.exists() else []
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8")
-            for record in kept:
-                self._file.write(json.dumps(record) + "\n")
+            with written_whole(path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, **values: Any) -> None:
         """Add a record to the file."""

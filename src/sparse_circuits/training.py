@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -28,6 +29,7 @@ from sparse_circuits.runlog import RunLog, duration
 from sparse_circuits.sparsity import budgets, check_quota, count_nonzeros, n_keep
 
 FORMAT, VERSION = "sparse-circuits run", 1
+BASELINE_FORMAT = "sparse-circuits bigram baseline"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -79,7 +81,7 @@ def train(
             if not math.isfinite(loss_nats):
                 raise ConfigError(
                     f"the loss is {loss_nats} at step {step}; the last checkpoint is good: "
-                    f"lower optimizer.lr (now {config.optimizer.lr}) and start again"
+                    f"lower optimizer.lr (now {config.optimizer.lr}) and start in another folder"
                 )
             rate = config.batch_size * config.context / (time.monotonic() - started)
             record = {
@@ -192,11 +194,12 @@ class Validator:
         }
         stored = out / "bigram_baseline.json"
         if stored.exists():
-            self.bigram_loss: dict[str, float] = read_json(stored)
+            found = read_json(stored, expect=BASELINE_FORMAT, version=VERSION)
+            self.bigram_loss: dict[str, float] = found["loss"]
         else:
             counts = count_batches(batches, corpus.tokenizer.n_vocab)
             self.bigram_loss = {name: baseline_loss(counts, name, w) for name, w in self.windows.items()}
-            write_json(stored, self.bigram_loss)
+            write_json(stored, {"format": BASELINE_FORMAT, "version": VERSION, "loss": self.bigram_loss})
 
     @torch.no_grad()
     def __call__(self, model: Transformer) -> dict[str, object]:
@@ -295,9 +298,10 @@ def _start(config: TrainConfig, corpus: Corpus, out: Path) -> tuple[Transformer,
     notes, state = checkpoint.load_state(found)
     optimizer.load_state(state)
     if notes["n_thread"] != torch.get_num_threads():
-        write_json(
-            out / "resumed_with_other_threads.json",
-            {"step": notes["step"], "before": notes["n_thread"], "now": torch.get_num_threads()},
+        warnings.warn(
+            f"{found} was written with {notes['n_thread']} threads, this is {torch.get_num_threads()}: "
+            "the run goes on, but not bit for bit as it would have",
+            stacklevel=3,
         )
     return model, optimizer, notes["step"]
 

@@ -175,11 +175,15 @@ def _curve(values: list[float], title: str, colour: str, *, smooth: int = 1) -> 
     )
     return (
         f'<svg class="curves" viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(title)}">'
-        f'<text x="{left}" y="14">{escape(title)}</text><text x="2" y="30">{top:.3g}</text>'
+        f'<text x="{left}" y="14">{escape(title)}</text><text x="2" y="30">{_short(top)}</text>'
         f'<text x="2" y="{height - 20}">0</text><text x="{width - 8}" y="{height - 4}" text-anchor="end">'
         f'{len(values)} steps</text><line class="axis" x1="{left}" x2="{width - 8}" y1="{height - 22}" '
         f'y2="{height - 22}"/><polyline class="curve" stroke="{colour}" points="{points}"/></svg>'
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _refinement(view: dict[str, Any]) -> str:

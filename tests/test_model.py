@@ -1,0 +1,462 @@
+"""Tests of the forward pass and its taps: every way to compute the same thing gives the same thing."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparse_circuits import kernels
+from sparse_circuits.configs import NODE_SITES, STREAM_SITES, ModelConfig
+from sparse_circuits.errors import TapError
+from sparse_circuits.model import LayerCache, Transformer, at_position, sinusoids
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.taps import EdgeCut, NodeMask, cutting, match_names, reading, replacing
+
+BASE = ModelConfig(n_vocab=30, n_ctx=12, n_layer=2, d_model=16, n_head=2, d_head=8, d_mlp=24, act_density=0.5)
+CONFIGS = {
+    "sinks and bigram": BASE,
+    "dense activations": dataclasses.replace(BASE, act_density=None),
+    "no sinks, no bigram": dataclasses.replace(BASE, attention_sink=False, bigram="none", linear_bias=False),
+    "layer norm, tied": dataclasses.replace(BASE, norm="layer", norm_bias=True, tied_unembedding=True, bigram="fixed"),
+    "added positions": dataclasses.replace(BASE, positions="added", activation="relu"),
+    "concatenated positions": dataclasses.replace(BASE, positions="concatenated", d_position=6),
+    "waves, wide heads": dataclasses.replace(BASE, positions="sinusoidal", d_position=5, d_head=12),
+    "activated stream": dataclasses.replace(
+        BASE, residual_activation="relu", act_sites=NODE_SITES + STREAM_SITES, bigram_trains_last_row=False
+    ),
+}
+DENSE = CONFIGS["dense activations"]
+
+
+def random_model(config: ModelConfig = BASE, seed: int = 0) -> Transformer:
+    """A model all of whose parameters matter: biases, gains, sinks and bigram too."""
+    generator, model = torch.Generator().manual_seed(seed), Transformer(config)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.4)
+    return model.eval()
+
+
+@pytest.fixture(params=CONFIGS, name="model")
+def any_model(request: pytest.FixtureRequest) -> Transformer:
+    return random_model(CONFIGS[request.param])
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def random_tokens(n_row: int = 4, n_pos: int = 9, seed: int = 1) -> Tensor:
+    return torch.randint(BASE.n_vocab, (n_row, n_pos), generator=torch.Generator().manual_seed(seed))
+
+
+def random_vector(width: int) -> Tensor:
+    return torch.randn(width, generator=torch.Generator().manual_seed(width))
+
+
+AT = torch.tensor([8, 0, 5, 3])
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_position_ignores_later_ones(model: Transformer) -> None:
+    tokens, other = random_tokens(), random_tokens(seed=2)
+    for position in (0, 3, 8):
+        mixed = torch.cat((tokens[:, : position + 1], other[:, position + 1 :]), 1)
+        assert_close(model(mixed)[:, : position + 1], model(tokens)[:, : position + 1])
+
+
+def test_a_position_sees_earlier_ones(model: Transformer) -> None:
+    tokens = random_tokens()
+    changed = tokens.clone()
+    changed[:, 0] = (tokens[:, 0] + 1) % BASE.n_vocab
+    assert float((model(changed)[:, -1] - model(tokens)[:, -1]).abs().max()) > 1e-4
+
+
+def test_padding_on_the_right_is_harmless(model: Transformer) -> None:
+    tokens = random_tokens()
+    padded = torch.cat((tokens, torch.zeros(4, 3, dtype=torch.long)), 1)
+    assert_close(model(padded)[:, :9], model(tokens))
+
+
+def test_rows_do_not_see_each_other(model: Transformer) -> None:
+    tokens = random_tokens()
+    assert_close(torch.cat([model(row[None]) for row in tokens]), model(tokens))
+
+
+def test_one_position_a_row_is_that_of_the_full_forward(model: Transformer) -> None:
+    tokens = random_tokens()
+    assert_close(model(tokens, at=AT), at_position(model(tokens), AT))
+
+
+def test_some_tokens_logits_are_those_of_the_full_forward(model: Transformer) -> None:
+    tokens, vocab = random_tokens(), torch.tensor([[0, 29], [5, 5], [29, 1], [7, 12]])
+    full = model(tokens)
+    expected = full.gather(2, vocab[:, None].expand(-1, 9, -1))
+    assert_close(model(tokens, vocab=vocab), expected)
+    assert_close(model(tokens, at=AT, vocab=vocab), at_position(expected, AT))
+
+
+def test_the_reference_kernels_give_the_same_logits(model: Transformer) -> None:
+    tokens = random_tokens()
+    with kernels.use("reference"):
+        expected, expected_at = model(tokens), model(tokens, at=AT)
+    assert_close(model(tokens), expected)
+    assert_close(model(tokens, at=AT), expected_at)
+
+
+def test_a_forward_is_embed_run_and_unembed(model: Transformer) -> None:
+    tokens = random_tokens()
+    assert torch.equal(model.unembed(model.run(model.embed(tokens)), tokens), model(tokens))
+
+
+def test_sublayer_by_sublayer_is_the_run_at_once_bit_for_bit(model: Transformer) -> None:
+    x = model.embed(random_tokens())
+    sites = [x]
+    for sublayer in range(2 * BASE.n_layer):
+        sites.append(model.run(sites[-1], sublayer, sublayer + 1))
+    assert torch.equal(sites[-1], model.run(x))
+    for start in range(5):
+        for stop in range(start, 5):
+            assert torch.equal(model.run(sites[start], start, stop), sites[stop])
+
+
+def test_the_sites_of_a_run_are_the_taps_of_the_stream(model: Transformer) -> None:
+    tokens = random_tokens()
+    with reading(model, "*.resid_in", "*.resid_mid", "final_resid") as seen:
+        model(tokens)
+    x = model.embed(tokens)
+    for site, name in enumerate(("0.resid_in", "0.resid_mid", "1.resid_in", "1.resid_mid", "final_resid")):
+        assert torch.equal(model.run(x, 0, site), seen[name])
+
+
+def greedy(model: Transformer, tokens: Tensor, n_token: int) -> Tensor:
+    for _ in range(n_token):
+        logits = model(tokens[:, -model.config.n_ctx :])[:, -1]
+        tokens = torch.cat((tokens, logits.argmax(-1, keepdim=True)), 1)
+    return tokens
+
+
+def test_generation_with_the_cache_is_generation_without_also_beyond_the_context(model: Transformer) -> None:
+    for n_prompt in (1, 5, 12, 15):
+        tokens = random_tokens(3, n_prompt)
+        assert torch.equal(model.generate(tokens, 10), greedy(model, tokens, 10))
+
+
+def test_samples_depend_on_their_generator_alone() -> None:
+    model, tokens = random_model(), random_tokens()
+    one, again, other = (model.generate(tokens, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(one[:, :9], tokens)
+    assert torch.equal(model.generate(tokens, 0), tokens)
+
+
+def test_a_run_behind_a_cache_is_the_end_of_the_whole_run(model: Transformer) -> None:
+    tokens = random_tokens()
+    cache = [LayerCache() for _ in model.blocks]
+    first = model.run(model.embed(tokens[:, :4]), cache=cache)
+    rest = model.run(model.embed(tokens[:, 4:], offset=4), cache=cache)
+    assert cache[0].n_pos == 9
+    assert_close(torch.cat((first, rest), 1), model.run(model.embed(tokens)))
+
+
+def test_tokens_beyond_the_context_are_refused(model: Transformer) -> None:
+    assert model(random_tokens(1, 12)).shape == (1, 12, 30)
+    with pytest.raises(ValueError, match="13 tokens exceed the model's context of 12"):
+        model(random_tokens(1, 13))
+    with pytest.raises(ValueError, match="13 tokens exceed"):
+        model.embed(random_tokens(1, 1), offset=12)
+
+
+def test_a_sink_takes_its_share_of_attention() -> None:
+    # At the first position there are the token itself and the sink: the value passes times e^s / (e^s + e^sink).
+    model = random_model(DENSE)
+    sink = 1.3
+    model.get_parameter("blocks.0.attn.sink").fill_(sink)
+    with reading(model, "0.attn.*") as seen:
+        model(random_tokens())
+    q, k, v, y = (seen[f"0.attn.{name}"][:, 0].unflatten(-1, (2, 8)) for name in ("q", "k", "v", "y"))
+    score = (q * k).sum(-1, keepdim=True) / 8**0.5
+    assert_close(y, v * score.exp() / (score.exp() + torch.tensor(sink).exp()))
+
+
+def test_the_norm_gives_unit_mean_square_times_the_gain() -> None:
+    model = random_model(DENSE)
+    with reading(model, "0.resid_in", "0.attn.act_in", "0.attn.norm_scale") as seen:
+        model(random_tokens())
+    gain = model.get_parameter("blocks.0.attn.read.norm.weight")
+    read = seen["0.attn.act_in"] / gain
+    assert_close(read.square().mean(-1), torch.ones(4, 9))
+    assert_close(seen["0.resid_in"] * seen["0.attn.norm_scale"], read)
+
+
+def test_the_bigram_table_adds_the_row_of_the_current_token() -> None:
+    tokens, with_table = random_tokens(), random_model()
+    table = with_table.bigram.detach().clone()
+    logits = with_table(tokens)
+    with_table.bigram.zero_()
+    assert_close(logits, with_table(tokens) + table[tokens])
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_last_row_of_the_bigram_table_learns_only_where_it_shall(trains: bool) -> None:
+    model = random_model(dataclasses.replace(BASE, bigram_trains_last_row=trains))
+    with torch.enable_grad():
+        model(torch.tensor([[3, 29]])).sum().backward()
+    grad = model.bigram.grad
+    assert grad is not None
+    assert grad[3].tolist() == [1.0] * 30
+    assert grad[29].tolist() == [float(trains)] * 30
+
+
+def test_waves_by_hand() -> None:
+    # Two waves, of periods 4 and 16; the fifth column is empty.
+    waves = sinusoids(16, 5)
+    assert_close(waves[0], torch.tensor([0.0, 0, 1, 1, 0]))
+    assert_close(waves[1, 0], torch.tensor(1.0))
+    assert_close(waves[4], torch.tensor([0.0, 1, 1, 0, 0]))
+    assert_close(waves[2, [0, 2]], torch.tensor([0.0, -1.0]))
+
+
+# Taps
+
+
+def test_every_node_location_is_a_tap_of_the_width_of_the_census(model: Transformer) -> None:
+    with reading(model) as seen:
+        model(random_tokens())
+    assert list(seen) == [name for name in model.taps() if name in seen]
+    for name, width in model.config.node_widths().items():
+        assert seen[name].shape == (4, 9, width)
+
+
+def test_topk_keeps_its_share_of_each_vector() -> None:
+    model = random_model()
+    with reading(model, "*.before_topk", *(f"*.{site}" for site in NODE_SITES)) as seen:
+        model(random_tokens())
+    for name, width in BASE.node_widths().items():
+        before, after = seen[f"{name}.before_topk"], seen[name]
+        assert int((after != 0).sum(-1).max()) <= width // 2
+        if name.endswith("attn.q"):
+            assert bool(((after != 0).sum(-1) == width // 2).all())
+        assert torch.equal(after[after != 0], before[after != 0])
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    model = random_model()
+    with pytest.raises(TapError, match=r"no activation is called '0\.atn\.q'; did you mean 0\.attn\.q"):
+        reading(model, "0.atn.q").__enter__()
+    with pytest.raises(TapError, match=r"'2\.mlp\.\*'"):
+        replacing(model, {"0.attn.q": lambda x: x, "2.mlp.*": lambda x: x}).__enter__()
+    cut = EdgeCut(torch.ones(3, 3, dtype=torch.bool), torch.zeros(3))
+    with pytest.raises(TapError, match=r"no linear map is called '0\.attn\.kqv'; did you mean 0\.attn\.qkv"):
+        cutting(model, {"0.attn.kqv": cut}).__enter__()
+    with pytest.raises(TapError, match=r"cut of 0\.attn\.qkv has shape \(3, 3\), its weight \(48, 16\)"):
+        cutting(model, {"0.attn.qkv": cut}).__enter__()
+    assert all(tap.edits == () and tap.readers == () for tap in model.taps().values())
+
+
+def test_patterns_match_in_the_order_of_the_forward_pass() -> None:
+    names = ["0.a", "0.b", "1.a", "1.b"]
+    assert match_names(names, ["1.*", "*.a"]) == ["0.a", "1.a", "1.b"]
+    with pytest.raises(TapError, match="'c'"):
+        match_names(names, ["0.a", "c"])
+
+
+def test_edits_nest_the_outer_one_first_and_readers_see_the_value_after_all() -> None:
+    model, tokens = random_model(), random_tokens()
+    with reading(model, "0.attn.q") as seen:
+        model(tokens)
+        plain = seen["0.attn.q"]
+        with replacing(model, {"0.attn.q": lambda x: x + 1}):
+            with replacing(model, {"0.attn.[q]": lambda x: x * 2}):
+                model(tokens)
+                assert torch.equal(seen["0.attn.q"], (plain + 1) * 2)
+            model(tokens)
+            assert torch.equal(seen["0.attn.q"], plain + 1)
+        with replacing(model, {"0.attn.q": lambda x: x + 1, "0.attn.[q]": lambda x: x * 2}):
+            model(tokens)
+            assert torch.equal(seen["0.attn.q"], (plain + 1) * 2)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_edits_readers_and_cuts_are_gone_after_the_block(fails: bool) -> None:
+    model, tokens = random_model(), random_tokens()
+    before = model(tokens)
+    cut = EdgeCut(torch.zeros(48, 16, dtype=torch.bool), torch.zeros(16))
+
+    def edited() -> Tensor:
+        with reading(model), replacing(model, {"*": lambda x: x * 0}), cutting(model, {"0.attn.qkv": cut}):
+            logits = model(tokens)
+            if fails:
+                raise KeyError("on purpose")
+            return logits
+
+    if fails:
+        with pytest.raises(KeyError):
+            edited()
+    else:
+        assert not torch.equal(edited(), before)
+    assert all(tap.edits == () and tap.readers == () for tap in model.taps().values())
+    assert all(linear.cut is None for linear in model.linears().values())
+    assert torch.equal(model(tokens), before)
+
+
+def test_gradients_flow_through_what_is_read() -> None:
+    model, tokens = random_model(), random_tokens()
+    with torch.enable_grad(), reading(model, "0.mlp.post_act") as seen:
+        logits = model(tokens)
+        (grad,) = torch.autograd.grad(logits.sum(), seen["0.mlp.post_act"])
+    assert grad.shape == (4, 9, 24)
+    assert float(grad.abs().sum()) > 0
+
+
+def test_an_edit_that_looks_at_whole_positions_is_refused_where_one_position_is_kept() -> None:
+    model, tokens = random_model(), random_tokens()
+    for name in ("1.attn.q", "1.attn.y", "1.mlp.post_act", "1.mlp.norm_scale", "1.resid_mid", "final_resid"):
+        with replacing(model, {name: lambda x: x}):
+            assert torch.equal(model(tokens), model(tokens))
+            with pytest.raises(TapError, match=f"edit of {name} may look at whole positions"):
+                model(tokens, at=AT)
+    for name in ("0.attn.q", "0.mlp.post_act", "1.attn.v", "1.attn.act_in", "1.resid_in"):
+        with replacing(model, {name: lambda x: x.roll(1, 1)}):
+            assert_close(model(tokens, at=AT), at_position(model(tokens), AT))
+
+
+def random_masks(config: ModelConfig, n_run: int, seed: int = 0) -> dict[str, NodeMask]:
+    space, generator = NodeSpace.of(config), torch.Generator().manual_seed(seed)
+    keep = torch.rand(n_run, space.n_node, generator=generator) < 0.7
+    return space.masks(keep, torch.randn(space.n_node, generator=generator))
+
+
+def test_masks_that_keep_everything_give_the_model_bit_for_bit(model: Transformer) -> None:
+    space, tokens = NodeSpace.of(model.config), random_tokens()
+    masks = space.masks(torch.ones(1, space.n_node, dtype=torch.bool), random_vector(space.n_node))
+    expected, expected_at = model(tokens), model(tokens, at=AT)
+    with replacing(model, masks):
+        assert torch.equal(model(tokens), expected)
+        assert torch.equal(model(tokens, at=AT), expected_at)
+
+
+def test_a_mask_sets_what_it_does_not_keep_to_its_value() -> None:
+    mask = NodeMask(torch.tensor([[True, False, True], [False, False, True]]), torch.tensor([10.0, 20.0, 30.0]))
+    x = torch.arange(12.0).reshape(4, 1, 3)  # two runs of two rows
+    expected = [[0, 20, 2], [3, 20, 5], [10, 20, 8], [10, 20, 11]]
+    assert mask(x)[:, 0].tolist() == expected
+
+
+def test_two_runs_side_by_side_equal_each_alone(model: Transformer) -> None:
+    tokens, masks = random_tokens(), random_masks(model.config, 2)
+    with replacing(model, masks):
+        together, together_at = model(tokens.repeat(2, 1)), model(tokens.repeat(2, 1), at=AT.repeat(2))
+    for run in range(2):
+        alone = {name: NodeMask(mask.keep[run : run + 1], mask.value) for name, mask in masks.items()}
+        with replacing(model, alone):
+            assert_close(together[4 * run : 4 * run + 4], model(tokens))
+            assert_close(together_at[4 * run : 4 * run + 4], model(tokens, at=AT))
+    assert float((together[:4] - together[4:]).abs().max()) > 1e-3
+
+
+# Edge cuts
+
+
+def cuts_of(model: Transformer, keep: dict[str, Tensor], ablated: dict[str, Tensor]) -> dict[str, EdgeCut]:
+    return {name: EdgeCut(keep[name], ablated[name]) for name in keep}
+
+
+def random_ablated(model: Transformer) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return {name: torch.randn(m.in_features, generator=generator) for name, m in model.linears().items()}
+
+
+def test_cuts_that_cut_nothing_are_the_model(model: Transformer) -> None:
+    tokens = random_tokens()
+    keep = {name: torch.ones_like(linear.weight, dtype=torch.bool) for name, linear in model.linears().items()}
+    expected, expected_at = model(tokens), model(tokens, at=AT)
+    with cutting(model, cuts_of(model, keep, random_ablated(model))):
+        assert_close(model(tokens), expected)
+        assert_close(model(tokens, at=AT), expected_at)
+
+
+SOURCES = {"attn.act_in": "attn.qkv", "attn.v": "attn.out", "mlp.act_in": "mlp.fc_in", "mlp.post_act": "mlp.fc_out"}
+"""Location of a source, and the map that holds all its edges."""
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("site", SOURCES)
+@pytest.mark.parametrize("config", ["dense activations", "no sinks", "waves"])
+def test_cutting_all_edges_out_of_a_node_is_ablating_it(config: str, site: str, layer: int) -> None:
+    # AbsTopK is off, so that nothing else changes.
+    changes: dict[str, Any] = {
+        "dense activations": {},
+        "no sinks": {"attention_sink": False},
+        "waves": {"positions": "sinusoidal", "d_position": 6},
+    }[config]
+    model = random_model(dataclasses.replace(DENSE, **changes))
+    tokens, location, linear = random_tokens(), f"{layer}.{site}", f"{layer}.{SOURCES[site]}"
+    weight = model.linears()[linear].weight
+    value = random_ablated(model)[linear]
+    base = model(tokens)
+    for channels in ([0], [3, 7, 11], list(range(weight.shape[1]))):
+        keep_node = torch.ones(1, weight.shape[1], dtype=torch.bool)
+        keep_node[:, channels] = False
+        with replacing(model, {location: NodeMask(keep_node, value)}):
+            expected, expected_at = model(tokens), model(tokens, at=AT)
+        with cutting(model, {linear: EdgeCut(keep_node.expand_as(weight), value)}):
+            assert_close(model(tokens), expected)
+            assert_close(model(tokens, at=AT), expected_at)
+        assert float((expected - base).abs().max()) > 1e-4
+
+
+def test_cutting_one_edge_carries_the_ablated_value_along_it_alone() -> None:
+    model, tokens = random_model(DENSE), random_tokens()
+    linear, value = model.linears()["1.mlp.fc_in"], random_vector(16)
+    keep = torch.ones(24, 16, dtype=torch.bool)
+    keep[5, 3] = False
+    names = ("1.mlp.act_in", "1.mlp.post_act")
+    with reading(model, *names) as before:
+        model(tokens)
+    with reading(model, *names) as after, cutting(model, {"1.mlp.fc_in": EdgeCut(keep, value)}):
+        model(tokens)
+    read, neurons = before[names[0]], list(range(24))
+    assert torch.equal(after[names[0]], read)
+    neurons.remove(5)
+    assert_close(after[names[1]][..., neurons], before[names[1]][..., neurons])
+    plain = read @ linear.weight[5] + linear.bias[5]
+    expected = plain + (value[3] - read[..., 3]) * linear.weight[5, 3]
+    assert_close(after[names[1]][..., 5], torch.nn.functional.gelu(expected))
+
+
+def test_a_cut_value_reaches_the_output_as_its_mean_times_the_attention_paid() -> None:
+    model, tokens = random_model(DENSE), random_tokens()
+    keep, mean = torch.zeros(16, 16, dtype=torch.bool), random_vector(16)
+    names = ("0.attn.q", "0.attn.k", "0.attn.resid_delta")
+    with reading(model, *names) as seen, cutting(model, {"0.attn.out": EdgeCut(keep, mean)}):
+        model(tokens)
+    q, k = (seen[name].unflatten(-1, (2, 8)).transpose(1, 2) for name in names[:2])
+    sink = model.get_parameter("blocks.0.attn.sink")
+    paid = kernels.reference.attention_pattern(q, k, sink).sum(-1).transpose(1, 2)  # (batch, query, head)
+    out = model.linears()["0.attn.out"]
+    expected = (paid[..., None] * mean.unflatten(0, (2, 8))).flatten(2) @ out.weight.T + out.bias
+    assert_close(seen[names[2]], expected)
+
+
+def test_an_inner_cut_replaces_the_outer_one() -> None:
+    model, tokens = random_model(), random_tokens()
+    none, all_ = torch.zeros(24, 16, dtype=torch.bool), torch.ones(24, 16, dtype=torch.bool)
+    base = model(tokens)
+    with ExitStack() as stack:
+        stack.enter_context(cutting(model, {"0.mlp.fc_in": EdgeCut(none, torch.ones(16))}))
+        outer = model(tokens)
+        with cutting(model, {"0.mlp.fc_in": EdgeCut(all_, torch.ones(16))}):
+            assert_close(model(tokens), base)
+        assert torch.equal(model(tokens), outer)
+    assert not torch.equal(outer, base)

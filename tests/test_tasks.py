@@ -1,0 +1,308 @@
+"""Tests of the tasks: pairs keep their rules, splits share nothing, and what the tokenizer breaks is counted."""
+
+import ast
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparse_circuits.configs import CorpusConfig
+from sparse_circuits.corpus.idioms import IDIOMS, documents
+from sparse_circuits.corpus.shards import build
+from sparse_circuits.errors import TaskError
+from sparse_circuits.tasks import BEHAVIOURS, sampling, task
+from sparse_circuits.tasks.pairs import Form, PairFilter, Pairs, Side, Task, TextPair, collect
+from sparse_circuits.tasks.sampling import SplitSizes
+from sparse_circuits.tokenizer import Tokenizer
+
+SIZES = SplitSizes(fit=80, select=40, test=60, hard=40, mined=30)
+NAMES = sorted(BEHAVIOURS)
+ANSWERS = {"single_double_quote": ('")\n', "')\n"), "bracket_counting": ("]]\n", "]\n")}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(documents(600, seed=0), 1024)
+
+
+@pytest.fixture(scope="module")
+def tasks(tokenizer: Tokenizer) -> dict[str, Task]:
+    return {name: task(name, tokenizer, seed=3, sizes=SIZES) for name in NAMES}
+
+
+def prompts(pairs: Pairs, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
+    for rows, length in zip(pairs.tokens.tolist(), pairs.length.tolist(), strict=True):
+        first, second = (tokenizer.decode(row[:length]) for row in rows)
+        yield first, second
+
+
+def text_pairs(name: str, form: Form, n_pair: int = 200) -> Iterator[tuple[str, TextPair]]:
+    """Draw pairs of a behaviour's hand-written templates, in turn."""
+    behaviour, rng = BEHAVIOURS[name], random.Random(0)
+    templates = sorted(behaviour.unseen)
+    for number in range(n_pair):
+        template = templates[number % len(templates)]
+        sides = behaviour.sides(behaviour.unseen[template](rng), form, rng)
+        yield template, TextPair(sides=sides, template=template, level="ii")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_split_is_as_large_as_asked_and_has_its_levels(name: str, tasks: dict[str, Task]) -> None:
+    splits = tasks[name].splits
+    assert list(splits) == ["fit", "select", "test", "hard"]
+    assert {split: Counter(pairs.levels) for split, pairs in splits.items()} == {
+        "fit": {"i": 80},
+        "select": {"i": 40},
+        "test": {"i": 60, "ii": 60},
+        "hard": {"i": 40, "ii": 40},
+    }
+    for pairs in splits.values():
+        assert pairs.tokens.shape == (len(pairs), 2, int(pairs.length.max()))
+        assert pairs.answers.shape == (len(pairs), 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_sides_of_a_pair_end_in_the_same_token_and_call_for_different_answers(
+    name: str, tasks: dict[str, Task], tokenizer: Tokenizer
+) -> None:
+    for pairs in tasks[name].splits.values():
+        last = pairs.tokens.gather(2, (pairs.length - 1)[:, None, None].expand(-1, 2, 1))[..., 0]
+        assert torch.equal(last[:, 0], last[:, 1])
+        assert {(tokenizer.decode([a]), tokenizer.decode([b])) for a, b in pairs.answers.tolist()} == {ANSWERS[name]}
+        assert int(pairs.length.max()) <= 64
+        for first, second in prompts(pairs, tokenizer):
+            assert tokenizer.encode(first)[-1] == tokenizer.encode(second)[-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sides_of_a_plain_pair_differ_in_one_token(name: str, tasks: dict[str, Task]) -> None:
+    for split in ("fit", "select", "test"):
+        pairs = tasks[name].splits[split]
+        n_different = (pairs.tokens[:, 0] != pairs.tokens[:, 1]).sum(1)
+        assert n_different.tolist() == [1] * len(pairs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sides_of_a_plain_pair_differ_in_the_opening_mark_alone(
+    name: str, tasks: dict[str, Task], tokenizer: Tokenizer
+) -> None:
+    marks = {"single_double_quote": ('("', "('"), "bracket_counting": (" [[", " [")}[name]
+    for split in ("fit", "select", "test"):
+        for first, second in prompts(tasks[name].splits[split], tokenizer):
+            assert second == marks[1].join(first.rsplit(marks[0], 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sides_of_a_hard_pair_hold_the_same_marks(name: str, tasks: dict[str, Task], tokenizer: Tokenizer) -> None:
+    inserted = {"single_double_quote": {'"': 1, "'": 1}, "bracket_counting": {"[": 0, "]": 1}}[name]
+    for first, second in prompts(tasks[name].splits["hard"], tokenizer):
+        for mark, n_more in inserted.items():
+            # Side 0 has one double quote more, or (brackets) its distractor one closing bracket less.
+            assert abs(first.count(mark) - second.count(mark)) == n_more
+        assert sorted(first.replace("'", '"').replace("]", "")) == sorted(second.replace("'", '"').replace("]", ""))
+
+
+@pytest.mark.parametrize("form", ["plain", "hard"])
+@pytest.mark.parametrize("name", NAMES)
+def test_templates_that_neither_saw_are_whole_python(name: str, form: Form) -> None:
+    seen = set()
+    for template, pair in text_pairs(name, form):
+        seen.add(template)
+        for side in pair.sides:
+            ast.parse(side.prompt + side.answer + side.continuation)
+    assert len(seen) >= 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sites_in_idioms_are_cut_so_that_a_side_is_the_text_itself(name: str) -> None:
+    behaviour, rng = BEHAVIOURS[name], random.Random(1)
+    n_site = 0
+    for text in documents(100, seed=5):
+        for site in behaviour.sites(text):
+            n_site += 1
+            sides = behaviour.sides(site, "plain", rng)
+            wholes = [side.prompt + side.answer + side.continuation for side in sides]
+            assert any(text.startswith(whole) for whole in wholes)
+            assert sides[0].continuation == sides[1].continuation != ""
+    assert n_site > 50
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_kind_of_answer_is_asked_equally_often_in_each_template(name: str, tasks: dict[str, Task]) -> None:
+    for pairs in tasks[name].splits.values():
+        for template in set(pairs.templates):
+            chosen = [i for i, other in enumerate(pairs.templates) if other == template]
+            kinds = Counter(pairs.answers[chosen].flatten().tolist())
+            assert len(kinds) == 2
+            assert len(set(kinds.values())) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fit_select_and_test_share_no_template(name: str, tasks: dict[str, Task]) -> None:
+    splits = tasks[name].splits
+    fit, select = set(splits["fit"].templates), set(splits["select"].templates)
+    test = set(splits["test"].at_level("i").templates)
+    unseen = set(splits["test"].at_level("ii").templates)
+    assert not fit & select
+    assert not (fit | select) & test
+    assert unseen == set(BEHAVIOURS[name].unseen)
+    assert len(unseen) >= 8
+    assert not unseen & set(IDIOMS)
+    assert set(splits["hard"].templates) <= test | unseen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_prompt_occurs_twice_over_all_splits(name: str, tasks: dict[str, Task], tokenizer: Tokenizer) -> None:
+    seen = [text for pairs in tasks[name].splits.values() for both in prompts(pairs, tokenizer) for text in both]
+    assert len(set(seen)) == len(seen) == 2 * (80 + 40 + 120 + 80)
+
+
+def test_the_same_seed_gives_the_same_task_and_another_seed_another(
+    tasks: dict[str, Task], tokenizer: Tokenizer
+) -> None:
+    for name in NAMES:
+        assert task(name, tokenizer, seed=3, sizes=SIZES).hash == tasks[name].hash
+        assert task(name, tokenizer, seed=4, sizes=SIZES).hash != tasks[name].hash
+
+
+def test_more_pairs_of_a_split_begin_with_the_fewer(tokenizer: Tokenizer) -> None:
+    few, many = (
+        task("single_double_quote", tokenizer, sizes=dataclasses.replace(SIZES, fit=n)).split("fit") for n in (10, 30)
+    )
+    assert torch.equal(many.take(torch.arange(10)).tokens, few.tokens)
+
+
+def test_a_task_without_name_or_tokenizer_or_split_is_refused(tasks: dict[str, Task], tokenizer: Tokenizer) -> None:
+    with pytest.raises(TaskError, match=r"no task is called 'single_duble_quote'; did you mean single_double_quote\?"):
+        task("single_duble_quote", tokenizer)
+    with pytest.raises(TaskError, match="the model has no tokenizer"):
+        task("single_double_quote", None)
+    with pytest.raises(TaskError, match="has no split 'mined'; it has fit, select, test, hard"):
+        tasks["single_double_quote"].split("mined")
+
+
+def test_a_tokenizer_without_the_answer_as_one_token_is_refused_by_the_answer() -> None:
+    flat = (text.replace("[[", "[").replace("]]", "]") for text in documents(300, seed=0))
+    with pytest.raises(TaskError, match=r"only 0 of 80 fit pairs survive this tokenizer .*'\]\]\\n' is not one token"):
+        task("bracket_counting", Tokenizer.train(flat, 512), sizes=SIZES)
+
+
+def side(prompt: str, answer: str = '")\n', continuation: str = "return 1\n") -> Side:
+    return Side(prompt=prompt, answer=answer, continuation=continuation)
+
+
+@pytest.mark.parametrize(
+    ("sides", "reason"),
+    [
+        ((side('say("text'), side("say('text", "')\n")), None),
+        ((side('say("text"', ")\n"), side("say('text'", ")\n")), "the answer joins the prompt's last token"),
+        ((side('say("text', '"))))\n'), side("say('text", "')\n")), "the answer '\"))))\\n' is not one token"),
+        ((side('say("text'), side("say(zeal, 'text", "')\n")), "the sides differ in length"),
+        ((side('say("text'), side("say('name", "')\n")), "the last tokens differ"),
+        ((side("x = 1\n" * 30 + 'say("text'), side("x = 1\n" * 30 + "say('text", "')\n")), "longer than 64 tokens"),
+    ],
+)
+def test_a_pair_that_the_tokenizer_breaks_is_dropped_and_counted(
+    sides: tuple[Side, Side], reason: str | None, tokenizer: Tokenizer
+) -> None:
+    accept = PairFilter(tokenizer)
+    row = accept(TextPair(sides=sides, template="t", level="i"))
+    assert accept.n_dropped == ({} if reason is None else {reason: 1})
+    assert (row is None) == (reason is not None)
+
+
+def test_a_repetition_is_dropped_and_counted(tokenizer: Tokenizer) -> None:
+    accept = PairFilter(tokenizer)
+    pair = TextPair(sides=(side('say("text'), side("say('text", "')\n")), template="t", level="i")
+    row = accept(pair)
+    assert row is not None
+    assert [tokenizer.decode(ids) for ids in row[0]] == ['say("text', "say('text"]
+    assert [tokenizer.decode([answer]) for answer in row[1]] == ['")\n', "')\n"]
+    assert [accept(pair), accept(pair)] == [None, None]
+    assert accept.n_dropped == {"a repetition": 2}
+
+
+def test_pairs_are_collected_until_there_are_enough_or_the_tries_end(tokenizer: Tokenizer) -> None:
+    texts = ["text", "text", "name", "value count"]
+    pairs = [
+        TextPair(sides=(side(f'say("{text}'), side(f"say('{text}", "')\n")), template=text, level="i") for text in texts
+    ]
+    assert collect(iter(pairs), PairFilter(tokenizer), n_pair=2, n_try=9).templates == ("text", "name")
+    assert collect(iter(pairs), PairFilter(tokenizer), n_pair=9, n_try=2).templates == ("text",)
+    everything = collect(iter(pairs), PairFilter(tokenizer), n_pair=9, n_try=9)
+    assert everything.templates == ("text", "name", "value count")
+    assert everything.length.tolist() == [len(tokenizer.encode(f'say("{t}')) for t in everything.templates]
+    nothing = collect(iter([]), PairFilter(tokenizer), n_pair=9, n_try=9)
+    assert len(nothing) == 0
+    assert nothing.tokens.shape == (0, 2, 0)
+    assert nothing.answers.shape == (0, 2)
+
+
+def made_pairs(lengths: list[int], level: str = "i") -> Pairs:
+    n_pos = max(lengths)
+    tokens = torch.zeros(len(lengths), 2, n_pos, dtype=torch.long)
+    for i, length in enumerate(lengths):
+        tokens[i, :, :length] = 10 * length + torch.arange(2)[:, None]
+    return Pairs(
+        tokens=tokens,
+        length=torch.tensor(lengths),
+        answers=torch.tensor([[n, n + 100] for n in lengths]),
+        templates=tuple(f"t{n}" for n in lengths),
+        levels=tuple(level for _ in lengths),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def test_pairs_that_are_taken_are_trimmed_and_keep_what_belongs_to_them() -> None:
+    taken = made_pairs([3, 9, 5]).take(torch.tensor([2, 0]))
+    assert taken.tokens.shape == (2, 2, 5)
+    assert taken.length.tolist() == [5, 3]
+    assert taken.answers.tolist() == [[5, 105], [3, 103]]
+    assert taken.templates == ("t5", "t3")
+    assert len(made_pairs([3]).take(torch.tensor([], dtype=torch.long))) == 0
+
+
+def test_pairs_are_joined_in_order_and_parted_by_level() -> None:
+    joined = Pairs.join([made_pairs([3, 4]), made_pairs([7], "ii")])
+    assert joined.tokens.shape == (3, 2, 7)
+    assert joined.tokens[0, 0].tolist() == [30, 30, 30, 0, 0, 0, 0]
+    assert joined.levels == ("i", "i", "ii")
+    assert torch.equal(joined.at_level("ii").tokens, made_pairs([7], "ii").tokens)
+    assert torch.equal(joined.at_level("i").tokens, made_pairs([3, 4]).tokens)
+    assert len(joined.at_level("iii")) == 0
+
+
+def test_batches_give_every_pair_once_longest_first() -> None:
+    pairs = made_pairs([3, 9, 5, 4, 9])
+    batches = list(pairs.batches(2))
+    assert [batch.length.tolist() for batch in batches] == [[9, 9], [5, 4], [3]]
+    assert [batch.tokens.shape[2] for batch in batches] == [9, 5, 3]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_hash_does_not_depend_on_what_is_mined(
+    name: str, tasks: dict[str, Task], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    for number, text in enumerate(documents(60, seed=77)):
+        (code / f"{number}.py").write_text(text)
+    corpus = build(
+        CorpusConfig(sources=(str(code), "idioms"), n_vocab=400, max_token=50_000, validation_frac=0.5),
+        tmp_path / "out",
+    )
+    for n_mined in (5, 12):
+        mined = task(name, tokenizer, seed=3, corpus=corpus, sizes=dataclasses.replace(SIZES, mined=n_mined))
+        assert mined.hash == tasks[name].hash
+        pairs = mined.split("mined")
+        assert len(pairs) == n_mined
+        assert set(pairs.levels) == {"iii"}
+        held_out = [corpus.tokenizer.decode(ids) for ids in corpus.documents(str(code), "validation")]
+        for template, both in zip(pairs.templates, prompts(pairs, tokenizer), strict=True):
+            source, _, number = template.rpartition(":")
+            assert source == str(code)
+            assert any(prompt in held_out[int(number)] for prompt in both)
+            assert all(prompt.count("\n") <= sampling.N_LINE for prompt in both)

@@ -69,7 +69,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 def test_a_position_ignores_later_ones(model: Transformer) -> None:
     tokens, other = random_tokens(), random_tokens(seed=2)
-    for position in (0, 3, 8):
+    for position in (0, 5):
         mixed = torch.cat((tokens[:, : position + 1], other[:, position + 1 :]), 1)
         assert_close(model(mixed)[:, : position + 1], model(tokens)[:, : position + 1])
 
@@ -124,9 +124,18 @@ def test_sublayer_by_sublayer_is_the_run_at_once_bit_for_bit(model: Transformer)
     for sublayer in range(2 * BASE.n_layer):
         sites.append(model.run(sites[-1], sublayer, sublayer + 1))
     assert torch.equal(sites[-1], model.run(x))
-    for start in range(5):
-        for stop in range(start, 5):
+    for start in range(3):
+        for stop in (start, start + 2):
             assert torch.equal(model.run(sites[start], start, stop), sites[stop])
+
+
+def test_sublayer_by_sublayer_is_the_run_at_once_also_at_one_position_a_row(
+    model: Transformer, request: pytest.FixtureRequest
+) -> None:
+    x = start = model.embed(random_tokens())
+    for sublayer in range(4):
+        x = model.run(x, sublayer, sublayer + 1, at=AT)
+    assert torch.equal(x, model.run(start, at=AT))
 
 
 def test_the_sites_of_a_run_are_the_taps_of_the_stream(model: Transformer) -> None:
@@ -146,9 +155,9 @@ def greedy(model: Transformer, tokens: Tensor, n_token: int) -> Tensor:
 
 
 def test_generation_with_the_cache_is_generation_without_also_beyond_the_context(model: Transformer) -> None:
-    for n_prompt in (1, 5, 12, 15):
+    for n_prompt, n_token in ((1, 4), (10, 4), (14, 2)):
         tokens = random_tokens(3, n_prompt)
-        assert torch.equal(model.generate(tokens, 10), greedy(model, tokens, 10))
+        assert torch.equal(model.generate(tokens, n_token), greedy(model, tokens, n_token))
 
 
 def test_samples_depend_on_their_generator_alone() -> None:
@@ -405,7 +414,7 @@ def test_cutting_all_edges_out_of_a_node_is_ablating_it(config: str, site: str, 
     weight = model.linears()[linear].weight
     value = random_ablated(model)[linear]
     base = model(tokens)
-    for channels in ([0], [3, 7, 11], list(range(weight.shape[1]))):
+    for channels in ([3], [0, 7, 11]):
         keep_node = torch.ones(1, weight.shape[1], dtype=torch.bool)
         keep_node[:, channels] = False
         with replacing(model, {location: NodeMask(keep_node, value)}):

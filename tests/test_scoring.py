@@ -145,6 +145,13 @@ def test_the_shift_undoes_a_constant_that_was_added() -> None:
     assert shifted.shift == pytest.approx(plain.shift - 2 * plain.scale, abs=5e-3)
 
 
+@pytest.mark.parametrize(("strength", "constant"), [(1.0, 20.0), (1.0, 100.0), (30.0, 100.0)])
+def test_a_constant_of_any_size_is_undone(strength: float, constant: float) -> None:
+    difference = informative(0, strength=strength)
+    near, far = (fit_calibration(d, may_shift=True) for d in (difference, difference + constant))
+    assert float(task_loss(far(difference + constant))) == pytest.approx(float(task_loss(near(difference))), abs=1e-4)
+
+
 def test_each_run_is_calibrated_as_if_it_were_alone() -> None:
     runs = torch.stack([informative(seed, strength=1.0 + seed) for seed in range(4)])
     together = fit_calibrations(runs, may_shift=True)

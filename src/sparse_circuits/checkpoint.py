@@ -176,8 +176,9 @@ def save_checkpoint(
         notes: What a resume must know, such as the thread count.
     """
     folder = run / "checkpoints" / f"{step:08d}"
-    if folder.exists() and not is_done(folder):
-        shutil.rmtree(folder)
+    if is_done(folder):
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         save_model(model, folder / MODEL_NAME, weights=weights)
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}

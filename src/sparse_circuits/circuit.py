@@ -22,7 +22,7 @@ from sparse_circuits.loading import load as load_model
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.runlog import read_records
-from sparse_circuits.scoring import CHANCE, Calibration, all_logit_differences
+from sparse_circuits.scoring import CHANCE, Calibration, all_logit_differences, logit_difference
 from sparse_circuits.taps import EdgeCut, cutting, reading, replacing
 from sparse_circuits.tasks.pairs import Pairs
 
@@ -66,7 +66,7 @@ class Circuit:
     """Of circuit and model on `select`, in nats."""
 
     effects: dict[str, float] = dataclasses.field(default_factory=dict)
-    """By node: how much higher the calibrated loss on `select` is without it, in nats."""
+    """By node: how much higher the calibrated loss on a quarter of `select` is without it, in nats."""
 
     removed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """What refinement did, step by step."""
@@ -139,15 +139,15 @@ class Circuit:
             yield
 
     @contextlib.contextmanager
-    def sealed(self, tokens: Int[Tensor, "batch pos"]) -> Iterator[None]:
-        """Make the model run as the circuit in the strict reading, on these very tokens.
+    def sealed(self, tokens: Int[Tensor, "batch pos"], *, at: Int[Tensor, " batch"] | None = None) -> Iterator[None]:
+        """Make the model run as the circuit in the strict reading, on these very tokens and, if given, this `at`.
 
         Every weight that is not an edge carries its source's ablated value, also into channels that only compete in
         AbsTopK; read channels outside enter AbsTopK at their ablation value; each norm's scale is the full model's.
         """
         scales = [name for name in self.model.taps() if name.endswith("norm_scale")]
         with torch.no_grad(), reading(self.model, *scales) as seen:
-            self.model(tokens)
+            self.model(tokens, at=at, vocab=tokens[:, :1])
         cuts = {name: EdgeCut(edges, self._source_values(name)) for name, edges in self.edges.items()}
         masks = self.space.masks(self.keep[None], self.values)
         edits: dict[str, Any] = {name: _Frozen(scale) for name, scale in seen.items()} | masks
@@ -262,12 +262,8 @@ class Circuit:
         out = torch.empty(len(pairs), 2)
         for index in pairs.length.argsort(descending=True, stable=True).split(128):
             part = pairs.take(index)
-            rows = part.tokens.flatten(0, 1)
-            with self.sealed(rows):
-                logits = self.model(rows)  # (pair · 2, pos, n_vocab)
-            last = logits[torch.arange(len(rows)), (part.length - 1).repeat_interleave(2)]
-            answers = last.gather(1, part.answers.repeat_interleave(2, 0))
-            out[index] = (answers[:, 0] - answers[:, 1]).unflatten(0, (-1, 2))
+            with self.sealed(part.tokens.flatten(0, 1), at=(part.length - 1).repeat_interleave(2)):
+                out[index] = logit_difference(self.model, part)[0]
         return out
 
     def _write_description(self, folder: Path) -> None:
@@ -300,7 +296,9 @@ class Circuit:
 
 
 class _Frozen:
-    """An edit that puts a recorded activation in place of whatever comes."""
+    """An edit that puts a recorded activation in place of whatever comes, recorded at the same positions."""
+
+    acts_at_each_position = True
 
     def __init__(self, recorded: Tensor) -> None:
         self.recorded = recorded

@@ -96,6 +96,11 @@ class ModelConfig(Config):
             require(site in known, f"act_sites names {site!r}, expected some of {', '.join(known)}")
         if self.act_density is not None:
             require(0 < self.act_density <= 1, f"act_density is {self.act_density}, expected (0, 1] or null")
+            narrowest = min(self.d_model, self.d_attn, self.d_mlp)
+            require(
+                self.act_density * narrowest >= 1,
+                f"act_density {self.act_density} keeps none of {narrowest} channels; try {1 / narrowest:.3g}",
+            )
         require(
             self.norm == "layer" or not self.norm_bias,
             "norm_bias has no effect with norm rms; leave it false or take norm layer",
@@ -104,6 +109,11 @@ class ModelConfig(Config):
             (self.d_position is not None) == self.has_concatenated_positions,
             f"d_position is {self.d_position} with positions {self.positions}: it belongs to "
             "concatenated and sinusoidal positions, and they need it",
+        )
+        require(self.d_position is None or self.d_position >= 1, f"d_position is {self.d_position}, expected 1 or more")
+        require(
+            self.bigram == "learned" or self.bigram_trains_last_row,
+            f"bigram_trains_last_row has no effect with bigram {self.bigram}; leave it true",
         )
         require(
             self.bigram == "none" or self.n_vocab <= MAX_BIGRAM_VOCAB,
@@ -213,7 +223,7 @@ class OptimizerConfig(Config):
     never."""
 
     def __post_init__(self) -> None:
-        require(self.lr > 0, f"lr is {self.lr}, expected above 0")
+        require(0 < self.lr < float("inf"), f"lr is {self.lr}, expected above 0")
         require(0 <= self.warmup_frac < 1, f"warmup_frac is {self.warmup_frac}, expected [0, 1)")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}, expected [0, 1)")
@@ -406,6 +416,13 @@ class DemoConfig(Config):
 
     seed: int = 0
     """Decides the tasks' prompts."""
+
+    def __post_init__(self) -> None:
+        require(self.n_set >= 1, f"n_set is {self.n_set}, expected 1 or more")
+        require(
+            self.corpus.n_vocab == self.train.model.n_vocab,
+            f"corpus.n_vocab is {self.corpus.n_vocab}, train.model.n_vocab {self.train.model.n_vocab}; make them equal",
+        )
 
 
 SMALL = TrainConfig(n_token=6_600_000, optimizer=OptimizerConfig(lr=0.012), checkpoint_every=250)

@@ -56,6 +56,8 @@ def read_json(path: Path, *, expect: str | None = None, version: int = 1) -> dic
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FormatError(f"{path}: no such file") from None
+    except OSError as error:
+        raise FormatError(f"{path}: can't be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FormatError(f"{path}: not a whole JSON file ({error})") from None
     if not isinstance(data, dict):

@@ -24,7 +24,7 @@ class Linear(nn.Linear):
 
     cut: EdgeCut | None = None
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "batch pos source"], ablated: Float[Tensor, "batch pos source"] | None = None
     ) -> Float[Tensor, "batch pos target"]:
         """Map `x`; where edges are cut, the source's ablated value passes instead.
@@ -221,6 +221,7 @@ class Transformer(nn.Module):
         self.final_norm = Norm(config.d_model, config)
         if not config.tied_unembedding:
             self.unembedding = nn.Linear(config.d_model, config.n_vocab, bias=False)
+        self.logit_bias: Tensor
         self.register_buffer("logit_bias", torch.zeros(config.n_vocab))
         if config.bigram != "none":
             table = torch.zeros(config.n_vocab, config.n_vocab)
@@ -287,7 +288,7 @@ class Transformer(nn.Module):
                 x = block.after_attn(self._activate(x + delta))
             else:
                 if narrowed is not None and positions is not None:
-                    positions = at_position(positions.expand(len(x), -1, -1), narrowed)
+                    positions = self.position_embedding.weight[narrowed][:, None]  # (batch, 1, d_position)
                 x = block.after_mlp(self._activate(x + block.mlp(x, positions)))
         return x
 

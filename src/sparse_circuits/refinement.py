@@ -14,8 +14,8 @@ from sparse_circuits.scoring import calibrated, fit_calibrations, logit_differen
 from sparse_circuits.taps import replacing
 from sparse_circuits.tasks.pairs import Pairs
 
-N_TRIED = 16
-"""Nodes that are tried alone before some are dropped together."""
+WORTH_TRYING = 1.5
+"""Nodes whose removal costs more than this share of the target loss, on a part of the split, are not tried again."""
 
 N_SIDE_BY_SIDE = 8
 """Masks that are evaluated in one pass."""
@@ -124,14 +124,15 @@ def eliminate(
     goal: Goal,
     keep: Bool[Tensor, " node"],
     *,
-    n_ranking_pair: int = 64,
+    n_ranking_pair: int = 48,
     on_round: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> tuple[Bool[Tensor, " node"], list[dict[str, Any]]]:
     """Remove nodes in batches as long as what is left reaches the goal.
 
-    Each round removes every kept node in turn on a part of the split and ranks them by the loss without them. Then,
-    least missed first and judged on the whole split, it looks for nodes that can go alone, and drops as many of these
-    as can go together. It ends when no single node can go.
+    Each round leaves out every kept node in turn, on a part of the split, and ranks the nodes by how near that comes
+    to the limits of loss and AUROC. As many of the least missed as can go together are dropped, judged on the whole
+    split; if no two can, nodes are tried alone. It ends when no node can go whose loss on the part was at most
+    `WORTH_TRYING` times the target.
 
     Args:
         goal: What must be reached.
@@ -146,12 +147,19 @@ def eliminate(
     """
     pairs = goal.evaluator.pairs
     part = pairs.take(torch.arange(0, len(pairs), max(1, len(pairs) // n_ranking_pair)))
-    ranking = dataclasses.replace(goal.evaluator, pairs=part)
+    ranking = dataclasses.replace(goal, evaluator=dataclasses.replace(goal.evaluator, pairs=part))
     rounds: list[dict[str, Any]] = []
     while keep.sum() > 1:
-        kept = keep.nonzero().flatten()
-        order = kept[ranking.losses(without_each(keep)).argsort(stable=True)]
-        found = _remove_some(goal, keep, order)
+        without = without_each(keep)
+        loss_share = ranking.evaluator.losses(without) / goal.target_loss
+        auroc_share = ranking.auroc(without) / goal.max_auroc if goal.max_auroc < 1 else torch.zeros_like(loss_share)
+        rank = (loss_share + auroc_share).argsort(stable=True)
+        order = keep.nonzero().flatten()[rank]
+        n_loose = int(((loss_share <= 1) & (auroc_share <= 1)).sum())
+        counts = [n for n in (64, 48, 36, 27, 20, 15, 11, 8, 6, 4, 3, 2) if n <= n_loose]
+        together = [order[:count] for count in counts]
+        alone = [node[None] for node in order[loss_share[rank] <= WORTH_TRYING]]
+        found = _first_that_can_go(goal, keep, together) or _first_that_can_go(goal, keep, alone)
         if found is None:
             break
         left, loss = found
@@ -170,25 +178,14 @@ def without_each(keep: Bool[Tensor, " node"]) -> Bool[Tensor, "kept node"]:
     return without
 
 
-def _remove_some(
-    goal: Goal, keep: Bool[Tensor, " node"], order: Int[Tensor, " kept"]
+def _first_that_can_go(
+    goal: Goal, keep: Bool[Tensor, " node"], groups: list[Int[Tensor, " gone"]]
 ) -> tuple[Bool[Tensor, " node"], float] | None:
-    """Drop as many as can go together of the first nodes of `order` that can go alone; None if none can."""
-    for part in order.split(N_TRIED):
-        alone = keep.repeat(len(part), 1)
-        alone[torch.arange(len(part)), part] = False
-        losses, passed = goal.judge(alone)
-        loose = part[passed]
-        if len(loose) == 0:
-            continue
-        counts = sorted({max(2, round(len(loose) * share)) for share in (1.0, 0.75, 0.5, 0.35, 0.2)} - {len(loose) + 1})
-        together = keep.repeat(len(counts), 1)
-        for candidate, count in zip(together, counts, strict=True):
-            candidate[loose[:count]] = False
-        joint_losses, joint_passed = goal.judge(together) if len(loose) > 1 else (losses, passed & False)
-        if joint_passed.any():
-            most = int(joint_passed.nonzero()[-1])
-            return together[most], float(joint_losses[most])
-        first = int(passed.nonzero()[0])
-        return alone[first], float(losses[first])
+    """Return the circuit without the first group that it can do without, and its loss; None if there is none."""
+    for start in range(0, len(groups), N_SIDE_BY_SIDE):
+        candidates = torch.stack([keep.index_fill(0, group, False) for group in groups[start : start + N_SIDE_BY_SIDE]])
+        losses, passed = goal.judge(candidates)
+        if passed.any():
+            first = int(passed.nonzero()[0])
+            return candidates[first], float(losses[first])
     return None

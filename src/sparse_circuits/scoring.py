@@ -99,6 +99,10 @@ def fit_calibrations(difference: Float[Tensor, "run pair 2"], *, may_shift: bool
     Source: paper appendix A.2 (scale and shift of the logits, by LBFGS); on two answers only these two numbers matter.
     """
     x = difference.double().flatten(1)  # (run, prompt)
+    # Newton's steps are bounded, so differences are brought to mean 0 and RMS 1 first.
+    centre = x.mean(1) * may_shift
+    width = (x - centre[:, None]).square().mean(1).sqrt().clamp(min=1e-9)
+    x = (x - centre[:, None]) / width[:, None]
     sign = torch.tensor([1.0, -1.0], dtype=torch.double).repeat(difference.shape[1])  # (prompt,)
     scale, shift = torch.ones(len(x), dtype=torch.double), torch.zeros(len(x), dtype=torch.double)
     for is_scale_fixed in (False, True):
@@ -114,8 +118,9 @@ def fit_calibrations(difference: Float[Tensor, "run pair 2"], *, may_shift: bool
             hessian = hessian * free * free[:, None] + torch.diag(1e-4 * free + (1 - free))
             step = torch.linalg.solve(hessian, grad * free).clamp(-1, 1)
             scale, shift = scale - step[:, 0], shift - step[:, 1]
-            scale = scale.clamp(MIN_SCALE, MAX_SCALE)
-    return torch.stack((scale, shift), -1).float()
+            scale = torch.minimum(torch.maximum(scale, MIN_SCALE * width), MAX_SCALE * width)
+    scale = scale / width
+    return torch.stack((scale, shift - scale * centre), -1).float()
 
 
 def calibrated(

@@ -63,9 +63,9 @@ def train(
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     out = Path(out)
+    batches = batches_of(config, corpus)
     prepare_folder(config, corpus, out)
     model, optimizer, first_step = _start(config, corpus, out)
-    batches = batches_of(config, corpus)
     validator = Validator(config, corpus, batches, out)
     n_step = batches.n_step
     last_step = min(n_step, stop_after or n_step)

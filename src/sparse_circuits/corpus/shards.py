@@ -64,9 +64,10 @@ def build(config: CorpusConfig, out: Path, *, on_step: Callable[[str], None] = l
     """
     refuse_finished(out, "corpus")
     sources = []
+    seen: set[str] = set()
     for name in config.sources:
         on_step(f"reading {name}")
-        sources.append(_read_source(name, config))
+        sources.append(_read_source(name, config, seen))
     on_step("training the tokenizer")
     tokenizer = Tokenizer.train(_tokenizer_texts(sources, config), config.n_vocab)
     if tokenizer.n_vocab != config.n_vocab:
@@ -114,6 +115,8 @@ class Corpus:
         Raises:
             CorpusError: The shard is not of the size that the index says.
         """
+        if source not in self.sources:
+            raise CorpusError(f"{self.folder} has no source {source!r}; it has {', '.join(self.sources)}")
         path = self.folder / _shard_name(source, split)
         expected = self.index["sources"][source]["n_token"][split]
         if not path.exists() or path.stat().st_size != 2 * expected:
@@ -201,8 +204,12 @@ class Batches:
         return self.tokens[source][start : start + self.context]
 
 
-def _read_source(name: str, config: CorpusConfig) -> _Source:
-    """Read a source's documents in an order that the seed decides, about as many as will be needed."""
+def _read_source(name: str, config: CorpusConfig, seen: set[str]) -> _Source:
+    """Read a source's documents in an order that the seed decides, about as many as will be needed.
+
+    Texts that are in `seen`, in this source or one before it, are left out, so that none is both trained on and held
+    out; what is read is added to it.
+    """
     n_byte = int(config.max_token * BYTES_PER_TOKEN / (1 - config.validation_frac))
     if name == "idioms":
         version = f"idioms {idioms.VERSION}, seed {config.seed}"
@@ -216,7 +223,6 @@ def _read_source(name: str, config: CorpusConfig) -> _Source:
     paths = list(files.paths)
     random.Random(f"{config.seed}:{name}").shuffle(paths)
     source = _Source(name, files.version, [])
-    seen: set[str] = set()
 
     def texts() -> Iterator[str]:
         for path in paths:

@@ -13,13 +13,22 @@ from sparse_circuits.errors import TaskError
 from sparse_circuits.faithfulness.card import TaskCard, task_card
 from sparse_circuits.faithfulness.intervals import FEW_TEMPLATES
 from sparse_circuits.faithfulness.necessity import N_SET, Necessity, RandomSets, activity, necessity, random_sets
-from sparse_circuits.faithfulness.sufficiency import Sufficiency, fit_sealed_calibration, sufficiency
+from sparse_circuits.faithfulness.sufficiency import (
+    Differences,
+    Sufficiency,
+    fit_sealed_calibration,
+    measure,
+    sufficiency,
+)
 from sparse_circuits.files import write_json
 from sparse_circuits.scoring import CHANCE, MAX_SCALE
 from sparse_circuits.taps import reading
-from sparse_circuits.tasks.pairs import Pairs, Task
+from sparse_circuits.tasks.pairs import Level, Pairs, Task
 
 FORMAT, VERSION = "sparse-circuits report", 1
+
+LEVELS: tuple[Level, ...] = ("i", "ii")
+"""Levels of the test split, told apart."""
 
 FLAGGED_SCALE = 0.99 * MAX_SCALE
 """A calibration at the limit would rather be larger, and is said to be at it."""
@@ -139,7 +148,17 @@ def verify(
     on_step("sufficiency")
     sealed_calibration = fit_sealed_calibration(circuit, select, may_shift=may_shift)
     parts = _parts(task)
-    found = {name: sufficiency(circuit, pairs, sealed_calibration=sealed_calibration) for name, pairs in parts.items()}
+    found = {}
+    for name, pairs in parts.items():
+        differences = measure(circuit, pairs)
+        found[name] = sufficiency(circuit, pairs, differences, sealed_calibration=sealed_calibration)
+        if name == "test":
+            for level in LEVELS:
+                index = pairs.index_of_level(level)
+                some = Differences(*(difference[index] for difference in differences))
+                found[f"test {level}"] = sufficiency(
+                    circuit, pairs.take(index), some, sealed_calibration=sealed_calibration
+                )
     on_step("necessity")
     need = necessity(circuit, test, select=select, may_shift=may_shift)
     on_step(f"{n_set} random sets")
@@ -185,10 +204,8 @@ def count_constant_nodes(circuit: Circuit, pairs: Pairs) -> int:
 
 
 def _parts(task: Task) -> dict[str, Pairs]:
-    parts = {"test": task.split("test")}
-    parts |= {f"test {level}": parts["test"].at_level(level) for level in ("i", "ii")}
-    parts["hard"] = task.split("hard")
-    parts["mined"] = task.splits.get("mined", parts["hard"].take(torch.arange(0)))
+    """Return the splits that circuits are tested on."""
+    parts = {name: task.splits[name] for name in ("test", "hard", "mined") if name in task.splits}
     return {name: pairs for name, pairs in parts.items() if len(pairs)}
 
 

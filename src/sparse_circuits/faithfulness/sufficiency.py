@@ -1,6 +1,7 @@
 """Is the circuit enough? Its loss with every other node at its ablation value."""
 
 import dataclasses
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -67,17 +68,38 @@ def answers(difference: Float[Tensor, "pair 2"], pairs: Pairs) -> Answers:
     )
 
 
-def sufficiency(circuit: Circuit, pairs: Pairs, *, sealed_calibration: Calibration) -> Sufficiency:
-    """Measure model and circuit on one split.
+class Differences(NamedTuple):
+    """Logit differences of model and circuit on one split, uncalibrated."""
+
+    model: Float[Tensor, "pair 2"]
+    """The full model."""
+
+    own: Float[Tensor, "pair 2"]
+    """The circuit."""
+
+    sealed: Float[Tensor, "pair 2"]
+    """The circuit, sealed."""
+
+
+def measure(circuit: Circuit, pairs: Pairs) -> Differences:
+    """Run model and circuit on one split."""
+    return Differences(
+        model=all_logit_differences(circuit.model, pairs)[0],
+        own=circuit.logit_difference(pairs, calibrated=False),
+        sealed=circuit.logit_difference(pairs, sealed=True, calibrated=False),
+    )
+
+
+def sufficiency(circuit: Circuit, pairs: Pairs, found: Differences, *, sealed_calibration: Calibration) -> Sufficiency:
+    """Summarise model and circuit on one split.
 
     Args:
         circuit: With its calibration.
         pairs: The split.
+        found: What `measure` found on it.
         sealed_calibration: Fitted to the sealed run on `select`; see `fit_sealed_calibration`.
     """
-    own = circuit.logit_difference(pairs, calibrated=False)
-    sealed = circuit.logit_difference(pairs, sealed=True, calibrated=False)
-    model = all_logit_differences(circuit.model, pairs)[0]
+    model, own, sealed = found
     return Sufficiency(
         model=answers(model, pairs),
         circuit=answers(circuit.calibration(own), pairs),

@@ -104,7 +104,7 @@ def read_config(path: Path) -> ModelConfig:
             attention_sink=flags["sink"],
             tied_unembedding=flags["tied_unembed"],
             bigram=_bigram(data),
-            bigram_trains_last_row=False,
+            bigram_trains_last_row=_bigram(data) != "learned",
             positions=_positions(data),
             d_position=data.get("d_pos_emb"),
             residual_activation="relu" if data.get("residual_activation_type") == "relu" else "none",

@@ -96,7 +96,11 @@ class Pairs:
 
     def at_level(self, level: Level) -> "Pairs":
         """Return the pairs of one level."""
-        return self.take(torch.tensor([i for i, other in enumerate(self.levels) if other == level], dtype=torch.long))
+        return self.take(self.index_of_level(level))
+
+    def index_of_level(self, level: Level) -> Int[Tensor, " chosen"]:
+        """Return the places of the pairs of one level."""
+        return torch.tensor([i for i, other in enumerate(self.levels) if other == level], dtype=torch.long)
 
     def batches(self, n_pair: int) -> Iterator["Pairs"]:
         """Yield all pairs in parts of alike length, longest first."""

@@ -100,6 +100,8 @@ def sample_task(
     sizes = sizes or SplitSizes()
     accept = PairFilter(tokenizer)
     seen = seen_templates(behaviour)
+    if len(seen) < 4:
+        raise TaskError(f"task {behaviour.name}: it occurs in {len(seen)} idioms, too few to deal to three splits")
     dealt = {"fit": seen[0::4] + seen[2::4], "select": seen[1::4], "test": seen[3::4]}
     splits: dict[str, Pairs] = {}
 

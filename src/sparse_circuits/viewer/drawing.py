@@ -19,11 +19,13 @@ WIDTH, LEFT, ROW, STEP = 1000, 190, 78, 46
 """Width of the picture, of its row titles, height of a row, least distance of two nodes; in pixels."""
 
 STYLE = """
-.graph { --ink: #1c2430; --faint: #8a94a3; --line: #d9dee6; --plus: #1f6fb2; --minus: #c4472f; --node: #f7f9fc; --paper: #fff;
+.graph { --ink: #1c2430; --faint: #8a94a3; --line: #d9dee6; --plus: #1f6fb2; --minus: #c4472f;
+  --node: #f7f9fc; --paper: #fff;
   --heat: #f2b441; font: 12px system-ui, sans-serif; color: var(--ink); }
 @media (prefers-color-scheme: dark) { .graph { --ink: #e8ecf2; --faint: #8591a3; --line: #333c49; --plus: #62aef0;
   --minus: #f08a72; --node: #1d242e; --paper: #12161c; --heat: #c98a1b; } }
-.graph text { fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px; } .graph .faint { fill: var(--faint); }
+.graph text { fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px; }
+.graph .faint { fill: var(--faint); }
 .graph .row { stroke: var(--line); } .graph .plus { stroke: var(--plus); } .graph .minus { stroke: var(--minus); }
 .graph .carry { stroke: var(--faint); stroke-dasharray: 3 4; stroke-width: 1; fill: none; }
 .graph .edge { fill: none; stroke-linecap: round; } .graph circle { fill: var(--node); stroke: var(--ink); }

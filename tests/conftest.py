@@ -1,0 +1,29 @@
+"""A small corpus that the tests share."""
+
+import pytest
+
+from sparse_circuits.configs import CorpusConfig, ModelConfig, SparsityConfig, TrainConfig
+from sparse_circuits.corpus import shards
+
+
+@pytest.fixture(scope="session")
+def idioms_corpus(tmp_path_factory):
+    """Thirty thousand tokens of idioms."""
+    config = CorpusConfig(sources=("idioms",), n_vocab=512, max_token=30_000, n_tokenizer_byte=100_000)
+    return shards.build(config, tmp_path_factory.mktemp("corpus") / "idioms")
+
+
+@pytest.fixture(scope="session")
+def quick_run():
+    """Settings of a run of 40 steps that takes a second."""
+    return TrainConfig(
+        model=ModelConfig(n_vocab=512, n_ctx=16, n_layer=1, d_model=16, n_head=2, d_head=8, d_mlp=32),
+        sparsity=SparsityConfig(matrix_density=0.5, embedding_density=0.5, bias_density=0.5, n_alive=2),
+        shares={"idioms": 1.0},
+        n_token=40 * 4 * 16,
+        batch_size=4,
+        context=16,
+        validate_every=10,
+        n_validation_token=256,
+        checkpoint_every=10,
+    )

@@ -1,0 +1,144 @@
+"""Every command does its one thing; bad input is one clear line and nothing is lost."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sparse_circuits import cli, training
+from sparse_circuits.checkpoint import latest_checkpoint
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command line; return exit code (0 or the message), stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sparse-circuits", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def settings_file(quick_run, tmp_path):
+    quick_run.save(tmp_path / "run.json")
+    return tmp_path / "run.json"
+
+
+def test_help_names_every_command_and_needs_no_torch():
+    script = (
+        "import sys, sparse_circuits.cli as cli\nsys.argv = ['sparse-circuits', '--help']\n"
+        "try: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for name in ("demo", "corpus", "train", "tasks", "prune", "verify", "view", "inspect", "predict"):
+        assert name in done.stdout
+
+
+def test_corpus_then_train_then_inspect_then_predict(command, settings_file, tmp_path):
+    corpus = ["corpus", "--out", tmp_path / "c", "--sources", "idioms", "--n-vocab", 512, "--max-token", 20_000]
+    code, out, err = command(*corpus, "--n-tokenizer-byte", 100_000)
+    assert (code, "idioms: 20," in out, "wrote" in err) == (0, True, True)
+    run = tmp_path / "run"
+    code, out, err = command("train", settings_file, "--out", run, "--corpus", tmp_path / "c")
+    assert code == 0, code
+    assert "validation loss on idioms" in out
+    assert "step 40 of 40" in err
+    code, out, _ = command("inspect", run, "--json")
+    assert code == 0
+    assert json.loads(out)["n_node"] == 16 + 3 * 16 + 16 + 16 + 32 + 16
+    code, out, _ = command("predict", run, "def run(", "--n-token", 3)
+    assert code == 0
+    assert out.startswith("def run(")
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(command, settings_file, tmp_path):
+    code, out, _ = command("train", settings_file, "--out", tmp_path / "run", "--corpus", "none", "--dry-run")
+    assert code == 0
+    assert "nonzero at the end" in out
+    assert "40 steps" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_change_a_presets_settings(command, tmp_path):
+    code, out, _ = command(
+        "train", "tiny", "--model.n-layer", 1, "--out", tmp_path / "x", "--corpus", "none", "--dry-run", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["n_step"] == 1_000_000 // (8 * 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, "run.json: modle is not a setting; did you mean model?"),
+        ({"model": {"d_modle": 3}}, "run.json: model.d_modle is not a setting; did you mean d_model"),
+        ({"n_token": "many"}, "run.json: n_token is 'many', expected int"),
+        ({"sparsity": {"matrix_density": 1.5}}, "run.json: sparsity.matrix_density is 1.5, expected (0, 1]"),
+        ({"optimizer": {"lr": -1}}, "run.json: optimizer.lr is -1.0, expected above 0"),
+        ({"model": {"bigram": "learned", "n_vocab": 9000}}, "above 8192 tokens it must be none"),
+        ({"shares": {"idioms": 0.5}}, "expected positive numbers that add up to 1"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_file_and_field(command, tmp_path, change, message):
+    (tmp_path / "run.json").write_text(json.dumps(change))
+    code, _, _ = command("train", tmp_path / "run.json", "--out", tmp_path / "x", "--corpus", "none", "--dry-run")
+    assert message in code
+    assert code.startswith("sparse-circuits: ")
+    assert "\n" not in code
+
+
+def test_a_quota_that_the_budget_cant_hold_is_refused_before_anything_is_written(
+    command, quick_run, idioms_corpus, tmp_path
+):
+    settings = quick_run.to_json()
+    settings["sparsity"] |= {"matrix_density": 0.1, "n_alive": 4}
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    for more in (["--dry-run"], []):
+        code, _, _ = command(
+            "train", tmp_path / "run.json", "--out", tmp_path / "x", "--corpus", idioms_corpus.folder, *more
+        )
+        assert "n_alive 4 asks for" in code
+        assert "lower n_alive to 1" in code
+    assert latest_checkpoint(tmp_path / "x") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "nowhere"], "no model here"),
+        (["prune", "nowhere", "single_double_quote", "--out", "x"], "no model here"),
+        (["verify", "nowhere"], "no such file"),
+        (["view", "nowhere"], "no such file"),
+        (["train", "tiny", "--out", "x", "--corpus", "nowhere"], "no finished corpus"),
+        (["corpus", "--out", "x", "--sources", "nowhere"], "not a folder"),
+        (["corpus", "--out", "x", "--sources", "dist:numpyy"], "did you mean numpy"),
+        (["train", "missing.json", "--out", "x", "--corpus", "c"], "missing.json: no such file"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(command, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command(*arguments)
+    assert message in code
+    assert "\n" not in code
+    assert out == ""
+
+
+def test_an_unknown_task_is_offered_the_nearest(command, idioms_corpus, quick_run, tmp_path):
+    training.train(quick_run, corpus=idioms_corpus, out=tmp_path / "run")
+    code, _, _ = command("prune", tmp_path / "run", "single_quote", "--out", tmp_path / "c")
+    assert "no task is called 'single_quote'; did you mean single_double_quote?" in code
+
+
+def test_an_empty_folder_is_no_corpus(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, _ = command("corpus", "--out", tmp_path / "c", "--sources", tmp_path / "empty")
+    assert "the folder has no .md, .py, .txt files" in code

@@ -1,0 +1,233 @@
+"""Pruning finds a circuit that is known by construction; verification tells it from a wrong one."""
+
+import json
+import math
+
+import pytest
+import torch
+from hand_built import NODES, hand_built_model, hand_built_task
+from test_circuit import circuit_of
+
+from sparse_circuits.ablation import ablation_values, task_means
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.errors import PruneError, TaskError
+from sparse_circuits.faithfulness import verify
+from sparse_circuits.faithfulness.intervals import estimate
+from sparse_circuits.faithfulness.necessity import matched_sets
+from sparse_circuits.masks import LearnedMask, information_left, learn_masks, surrogate_derivative
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.pruning import prune
+from sparse_circuits.refinement import Evaluator, Goal, eliminate, keep_top
+from sparse_circuits.scoring import CHANCE, all_logit_differences, logit_difference, task_loss
+from sparse_circuits.taps import reading, replacing
+
+QUICK = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
+
+
+def test_pruning_finds_the_known_circuit_and_nothing_else():
+    circuit = prune(hand_built_model(), hand_built_task(), QUICK)
+    assert circuit.node_names() == NODES
+    assert circuit.n_edge == 2
+    assert circuit.losses["circuit"] <= 0.1
+    assert min(circuit.effects.values()) > 0.3
+
+
+def test_pruning_with_task_means_finds_it_too():
+    circuit = prune(hand_built_model(), hand_built_task(), QUICK, ablation="task_mean")
+    assert circuit.node_names() == NODES
+
+
+def test_an_unreachable_target_is_said_with_the_models_own_loss():
+    with pytest.raises(PruneError, match=r"the full model's calibrated loss on first_token \(select\) is 0\.0"):
+        prune(hand_built_model(), hand_built_task(), QUICK, target_loss=1e-9)
+
+
+def test_corpus_means_of_a_model_without_a_corpus_are_refused():
+    with pytest.raises(PruneError, match="comes from no run folder"):
+        prune(hand_built_model(), hand_built_task(), QUICK, ablation="mean")
+
+
+def test_verification_gives_the_exact_answer_on_the_known_circuit():
+    model, task = hand_built_model(), hand_built_task()
+    report = verify(_circuit(model, task, NODES), task)
+    found = report.sufficiency["test"]
+    assert found.model.accuracy == found.circuit.accuracy == found.sealed.accuracy == 1.0
+    assert found.sealed_uncalibrated.loss.value == pytest.approx(found.model.loss.value, abs=1e-6)
+    assert report.necessity.loss.value == pytest.approx(CHANCE, abs=1e-6)
+    assert report.necessity.auroc == 0.5
+    # Nothing outside the circuit bears on the answer, but for the norm's denominator.
+    assert report.random_sets.loss_worst == pytest.approx(report.random_sets.model_loss, abs=0.02)
+    assert report.card.all_ablated.accuracy == 0.5
+    assert not report.card.is_bigram_solvable
+    assert "3 nodes of 48" in str(report)
+
+
+def test_verification_fails_a_planted_wrong_circuit():
+    model, task = hand_built_model(), hand_built_task()
+    wrong = ["0.attn.act_in:1", "0.attn.v:1", "0.attn.resid_delta:4"]
+    report = verify(_circuit(model, task, wrong), task)
+    assert report.sufficiency["test"].circuit.loss.value == pytest.approx(CHANCE, abs=1e-6)
+    assert report.sufficiency["test"].circuit.accuracy == 0.5
+    assert report.necessity.loss.value < 0.2
+    assert report.necessity.auroc == 1.0
+
+
+def test_a_circuit_with_one_node_missing_fails_too():
+    model, task = hand_built_model(), hand_built_task()
+    for missing in NODES:
+        report = verify(_circuit(model, task, [name for name in NODES if name != missing]), task, n_set=2)
+        assert report.sufficiency["test"].circuit.accuracy == 0.5
+
+
+def test_verification_writes_a_report_and_notes_that_test_was_read(tmp_path):
+    model, task = hand_built_model(), hand_built_task()
+    circuit = _circuit(model, task, NODES)
+    circuit.save(tmp_path)
+    verify(circuit, task, folder=tmp_path, n_set=3)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["n_node"] == 3
+    assert report["random_sets"]["n_set"] == 3
+    assert json.loads((tmp_path / "circuit.json").read_text())["test_readings"][0]["what"] == "verify"
+
+
+def test_another_tasks_prompts_are_refused():
+    with pytest.raises(TaskError, match="with other prompts"):
+        verify(_circuit(hand_built_model(), hand_built_task(), NODES), hand_built_task(n_pair=30))
+
+
+def _circuit(model, task, names):
+    circuit = circuit_of(model, names)
+    circuit.task = {"name": task.name, "hash": task.hash, "seed": 0}
+    return circuit
+
+
+def test_the_masks_gradient_is_the_removals_effect_times_the_surrogates():
+    x = torch.randn(4, 3, 5, requires_grad=True)  # two runs of two rows
+    tau = torch.tensor([[0.5, -0.5, 0.0, 0.1, -0.1]]).repeat(2, 1).requires_grad_()
+    value, weight = torch.randn(5), torch.randn(4, 3, 5)
+    out = LearnedMask(tau, value, temperature=0.7, complement=False)(x)
+    keep = (tau >= 0).repeat_interleave(2, 0)[:, None]
+    torch.testing.assert_close(out, torch.where(keep, x, value))
+    (out * weight).sum().backward()
+    by_mask = (weight * (x.detach() - value)).unflatten(0, (2, 2)).sum((1, 2))
+    torch.testing.assert_close(tau.grad, by_mask * surrogate_derivative(tau.detach(), 0.7))
+    torch.testing.assert_close(x.grad, torch.where(keep, weight, 0.0))
+
+
+def test_the_complement_keeps_what_the_circuit_removes_and_pulls_the_other_way():
+    x = torch.randn(4, 3, 5, requires_grad=True)  # the circuit's two rows, then its complement's two
+    tau = torch.randn(1, 5, requires_grad=True)
+    value, weight = torch.randn(5), torch.randn(4, 3, 5)
+    out = LearnedMask(tau, value, temperature=1.0, complement=True)(x)
+    keep = torch.cat((tau >= 0, tau < 0)).repeat_interleave(2, 0)[:, None]
+    torch.testing.assert_close(out, torch.where(keep, x, value))
+    (out * weight).sum().backward()
+    by_mask = (weight * (x.detach() - value)).unflatten(0, (2, 2)).sum((1, 2))
+    torch.testing.assert_close(tau.grad[0], (by_mask[0] - by_mask[1]) * surrogate_derivative(tau.detach()[0], 1.0))
+
+
+def test_the_surrogate_is_a_quarter_over_the_temperature_at_zero():
+    assert float(surrogate_derivative(torch.tensor(0.0), 2.0)) == pytest.approx(0.125)
+
+
+def test_no_information_is_left_only_where_both_sides_agree():
+    assert float(information_left(torch.tensor([[[3.0, 3.0], [-1.0, -1.0]]]))) == pytest.approx(0, abs=1e-6)
+    right, flipped = torch.tensor([[[2.0, -2.0]]]), torch.tensor([[[-2.0, 2.0]]])
+    expected = (math.log1p(math.exp(2)) + math.log1p(math.exp(-2))) / 2 - math.log(2)
+    assert float(information_left(right)) == pytest.approx(expected)
+    assert float(information_left(flipped)) == pytest.approx(expected)
+
+
+def test_masks_learned_side_by_side_begin_as_each_alone():
+    model, task = hand_built_model(), hand_built_task()
+    values = torch.zeros(NodeSpace.of(model.config).n_node)
+    first = PruneConfig(ablation="zero", n_step=1, n_pair=8)
+    both = learn_masks(model, task.split("fit"), values, PruneConfig(ablation="zero", n_step=1, n_pair=8, n_run=2))
+    for run, seed in enumerate((0, 1)):
+        alone = learn_masks(
+            model, task.split("fit"), values, PruneConfig(ablation="zero", n_step=1, n_pair=8, seed=seed)
+        )
+        torch.testing.assert_close(both.tau[run], alone.tau[0], rtol=1e-5, atol=1e-6)
+    assert first.n_run == 1
+
+
+def test_pruning_leaves_the_model_as_it_was():
+    model = hand_built_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    prune(model, hand_built_task(), QUICK)
+    assert all(torch.equal(p, before[name]) and p.requires_grad for name, p in model.named_parameters())
+    assert all(not tap.edits and not tap.readers for tap in model.taps().values())
+
+
+def test_candidates_side_by_side_have_the_losses_of_each_alone():
+    model, task = hand_built_model(), hand_built_task()
+    space = NodeSpace.of(model.config)
+    evaluator = Evaluator(model=model, pairs=task.split("select"), values=torch.randn(space.n_node), may_shift=True)
+    keep = torch.rand(11, space.n_node) < 0.6
+    together = evaluator.losses(keep)
+    alone = torch.cat([evaluator.losses(one[None]) for one in keep])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_elimination_never_leaves_the_goal_and_only_removes():
+    model, task = hand_built_model(), hand_built_task()
+    space = NodeSpace.of(model.config)
+    evaluator = Evaluator(model=model, pairs=task.split("select"), values=torch.zeros(space.n_node), may_shift=True)
+    goal = Goal(evaluator=evaluator, target_loss=0.1, max_auroc=0.6)
+    keep, rounds = eliminate(goal, torch.ones(space.n_node, dtype=torch.bool))
+    assert space.names(keep) == NODES
+    assert all(record["loss"] <= 0.1 for record in rounds)
+    assert [record["n_node"] for record in rounds] == sorted((r["n_node"] for r in rounds), reverse=True)
+
+
+def test_the_best_ranked_nodes_are_kept_with_ties_to_the_lower_index():
+    keep = keep_top(torch.tensor([0.1, 0.5, 0.5, -1.0]), torch.tensor([1, 2, 3]))
+    assert keep.tolist() == [[False, True, False, False], [False, True, True, False], [True, True, True, False]]
+
+
+def test_task_means_are_means_of_recorded_activations_without_padding():
+    model, pairs = hand_built_model(), hand_built_task().split("fit")
+    total, n_token = torch.zeros(8), 0
+    for i in range(len(pairs)):
+        with torch.no_grad(), reading(model, "0.attn.act_in") as seen:
+            model(pairs.tokens[i, :, : pairs.length[i]])
+        total += seen["0.attn.act_in"].sum((0, 1))
+        n_token += 2 * int(pairs.length[i])
+    means = NodeSpace.of(model.config).split(task_means(model, pairs))["0.attn.act_in"]
+    torch.testing.assert_close(means, total / n_token)
+    assert not ablation_values(model, "zero", fit=pairs, n_token=1).any()
+
+
+def test_the_loss_of_a_node_set_is_that_of_the_edited_model():
+    model, pairs = hand_built_model(), hand_built_task().split("select")
+    space = NodeSpace.of(model.config)
+    keep = torch.rand(1, space.n_node) < 0.5
+    with replacing(model, space.masks(keep, torch.zeros(space.n_node))):
+        slow = torch.cat([logit_difference(model, pairs.take(torch.tensor([i])))[0] for i in range(len(pairs))])
+        fast = all_logit_differences(model, pairs)[0]
+    torch.testing.assert_close(fast, slow)
+    assert task_loss(fast).shape == ()
+
+
+def test_matched_sets_lie_outside_with_as_many_nodes_at_each_location():
+    model = hand_built_model()
+    space = NodeSpace.of(model.config)
+    keep = torch.zeros(space.n_node, dtype=torch.bool)
+    keep[[space.index(name) for name in NODES]] = True
+    sets = matched_sets(keep, torch.rand(space.n_node), space, n_set=20)
+    assert not (sets & keep).any()
+    for _, part in space.slices():
+        assert (sets[:, part].sum(1) == keep[part].sum()).all()
+    assert len({tuple(row.tolist()) for row in sets}) > 1
+
+
+def test_an_interval_holds_the_mean_and_widens_with_the_spread_between_templates():
+    templates = tuple(f"t{i % 12}" for i in range(240))
+    even = estimate(torch.full((240,), 0.3), templates)
+    assert (even.value, even.low, even.high) == pytest.approx((0.3, 0.3, 0.3))
+    by_template = torch.tensor([float(i % 12) for i in range(240)])
+    apart = estimate(by_template, templates)
+    assert apart.low < apart.value == 5.5 < apart.high
+    within = estimate(by_template[torch.randperm(240, generator=torch.Generator().manual_seed(0))], templates)
+    assert apart.high - apart.low > 2 * (within.high - within.low)
+    assert estimate(torch.ones(4), ("a", "a", "b", "b")).n_template == 2

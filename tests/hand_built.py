@@ -71,3 +71,27 @@ def hand_built_task(n_pair: int = 24) -> Task:
 
     splits = {name: pairs(i) for i, name in enumerate(("fit", "select", "test", "hard"))}
     return Task(name="first_token", seed=0, splits=splits, n_dropped={}, answers_vary=False, hash=hash_splits(splits))
+
+
+def random_model() -> Transformer:
+    """Build a model of two layers with everything on and random weights, two thirds of them zero."""
+    config = ModelConfig(n_vocab=16, n_ctx=12, n_layer=2, d_model=8, n_head=2, d_head=4, d_mlp=12, linear_bias=True)
+    model = Transformer(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            keep = torch.rand(parameter.shape, generator=generator) < (1 / 3 if parameter.ndim == 2 else 1)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * keep)
+    return model.eval()
+
+
+def random_pairs(n_pair: int = 9) -> Pairs:
+    """Draw pairs of 3 to 8 random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return Pairs(
+        tokens=torch.randint(16, (n_pair, 2, 8), generator=generator),
+        length=torch.randint(3, 9, (n_pair,), generator=generator),
+        answers=torch.randint(16, (n_pair, 2), generator=generator),
+        templates=("t",) * n_pair,
+        levels=("i",) * n_pair,
+    )

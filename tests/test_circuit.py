@@ -6,8 +6,9 @@ import pytest
 import torch
 from hand_built import NODES, hand_built_model, hand_built_task
 
-from sparse_circuits.circuit import Circuit, edges_between
+from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import ModelConfig
+from sparse_circuits.edges import edges_between
 from sparse_circuits.errors import FormatError, OutputExistsError, TapError, WrongModelError
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace

@@ -296,7 +296,7 @@ def test_nothing_counted_is_as_good_as_chance() -> None:
 
 def test_the_best_loss_is_the_lowest_over_the_smoothings(built: tuple[Corpus, Path]) -> None:
     corpus, _ = built
-    counts = count_corpus(corpus, {"idioms": 1.0})
+    counts = count_corpus(corpus, ["idioms"])
     windows = corpus.windows("idioms", "validation", context=CONTEXT, n_token=2000)
     table = counts.log_probability(3.0)
     by_hand = [-float(table[a, b]) for row in windows.tolist() for a, b in itertools.pairwise(row)]
@@ -316,16 +316,13 @@ def test_the_baseline_is_never_above_either_table(built: tuple[Corpus, Path]) ->
     assert float(together.counts.sum()) == 40 * 8 * (CONTEXT - 1)
 
 
-def test_counts_of_a_corpus_give_each_source_its_share(built: tuple[Corpus, Path]) -> None:
-    corpus, code = built
-    alone = {name: count_corpus(corpus, {name: 1.0}).counts for name in corpus.sources}
+def test_counts_of_a_corpus_weigh_its_sources_alike(built: tuple[Corpus, Path]) -> None:
+    corpus, _ = built
+    alone = {name: count_corpus(corpus, [name]).counts for name in corpus.sources}
     n_pair = {name: len(corpus.tokens(name, "train")) - 1 for name in corpus.sources}
     assert {name: float(counts.sum()) for name, counts in alone.items()} == n_pair
-    mixed = count_corpus(corpus, {str(code): 0.25, "idioms": 0.75}).counts
-    weights = {
-        name: share * sum(n + 1 for n in n_pair.values()) / (n_pair[name] + 1)
-        for name, share in ((str(code), 0.25), ("idioms", 0.75))
-    }
+    mixed = count_corpus(corpus, list(alone)).counts
+    weights = {name: sum(n + 1 for n in n_pair.values()) / 2 / (n_pair[name] + 1) for name in alone}
     torch.testing.assert_close(mixed, sum((weights[name] * alone[name] for name in weights), torch.zeros(())))
 
 

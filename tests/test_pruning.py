@@ -1,15 +1,19 @@
 """Pruning finds a circuit that is known by construction; verification tells it from a wrong one."""
 
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
-from hand_built import NODES, hand_built_model, hand_built_task
+from hand_built import NODES, hand_built_model, hand_built_task, random_model, random_pairs
 from test_circuit import circuit_of
 
 from sparse_circuits.ablation import ablation_values, task_means
+from sparse_circuits.candidates import Evaluator
+from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
+from sparse_circuits.edges import EdgeSpace, edges_between
 from sparse_circuits.errors import PruneError, TaskError
 from sparse_circuits.faithfulness import verify
 from sparse_circuits.faithfulness.intervals import estimate
@@ -17,7 +21,7 @@ from sparse_circuits.faithfulness.necessity import matched_sets
 from sparse_circuits.masks import LearnedMask, information_left, learn_masks, surrogate_derivative
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import prune
-from sparse_circuits.refinement import Evaluator, Goal, eliminate, keep_top
+from sparse_circuits.refinement import Goal, eliminate, keep_top, refine
 from sparse_circuits.scoring import CHANCE, all_logit_differences, logit_difference, task_loss
 from sparse_circuits.taps import reading, replacing
 
@@ -93,6 +97,18 @@ def test_verification_writes_a_report_and_notes_that_test_was_read(tmp_path):
 def test_another_tasks_prompts_are_refused():
     with pytest.raises(TaskError, match="with other prompts"):
         verify(_circuit(hand_built_model(), hand_built_task(), NODES), hand_built_task(n_pair=30))
+
+
+def _evaluator(model, task):
+    values = torch.zeros(NodeSpace.of(model.config).n_node)
+    return Evaluator(model=model, pairs=task.split("select"), values=values, may_shift=True)
+
+
+def _kept(model, names):
+    space = NodeSpace.of(model.config)
+    keep = torch.zeros(space.n_node, dtype=torch.bool)
+    keep[[space.index(name) for name in names]] = True
+    return keep
 
 
 def _circuit(model, task, names):
@@ -174,10 +190,86 @@ def test_elimination_never_leaves_the_goal_and_only_removes():
     space = NodeSpace.of(model.config)
     evaluator = Evaluator(model=model, pairs=task.split("select"), values=torch.zeros(space.n_node), may_shift=True)
     goal = Goal(evaluator=evaluator, target_loss=0.1, max_auroc=0.6)
-    keep, rounds = eliminate(goal, torch.ones(space.n_node, dtype=torch.bool))
+    whole = torch.ones(space.n_node, dtype=torch.bool)
+    keep, rounds = eliminate(goal, whole, whole)
     assert space.names(keep) == NODES
     assert all(record["loss"] <= 0.1 for record in rounds)
     assert [record["n_node"] for record in rounds] == sorted((r["n_node"] for r in rounds), reverse=True)
+
+
+def test_refinement_leaves_the_known_nodes_and_edges_and_nothing_of_them_can_go():
+    model, task = hand_built_model(), hand_built_task()
+    evaluator = _evaluator(model, task)
+    goal = Goal(evaluator=evaluator, target_loss=0.1, max_auroc=0.6)
+    refined = refine(goal, torch.ones(evaluator.n_node, dtype=torch.bool))
+    assert NodeSpace.of(model.config).names(refined.keep) == NODES
+    assert sum(int(mask.sum()) for mask in refined.edges.values()) == 2
+    assert list(refined.effects) == [*NODES, f"{NODES[0]} → {NODES[1]}", f"{NODES[1]} → {NODES[2]}"]
+    # Without any one of them nothing is known of the answer: the loss rises to chance.
+    loss = float(evaluator.losses(refined.keep[None]))
+    assert list(refined.effects.values()) == pytest.approx([CHANCE - loss] * 5, abs=1e-5)
+
+
+def test_an_edge_that_says_nothing_of_the_answer_is_cut_though_its_nodes_stay():
+    model, task = hand_built_model(), hand_built_task()
+    with torch.no_grad():
+        model.linears()["0.attn.qkv"].weight[8 + 0, 1] = 0.3  # the fillers reach the value that carries the mark
+    keep = _kept(model, [*NODES, "0.attn.act_in:1"])
+    goal = Goal(evaluator=_evaluator(model, task), target_loss=0.1, max_auroc=1.0)
+    items = torch.cat((keep, torch.ones(3, dtype=torch.bool)))
+    edges = EdgeSpace.of(edges_between(model, keep))
+    evaluator = dataclasses.replace(goal.evaluator, edges=edges)
+    with_edges = dataclasses.replace(goal, evaluator=evaluator)
+    is_edge = torch.arange(len(items)) >= len(keep)
+    left, rounds = eliminate(with_edges, items, is_edge)
+    assert edges.names(left[len(keep) :]) == [f"{NODES[0]} → {NODES[1]}", f"{NODES[1]} → {NODES[2]}"]
+    assert [record["removed"] for record in rounds] == [["0.attn.act_in:1 → 0.attn.v:0"]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_candidates_from_a_shared_stream_have_the_losses_of_whole_runs(seed):
+    torch.manual_seed(seed)
+    model, pairs = random_model(), random_pairs()
+    n_node = NodeSpace.of(model.config).n_node
+    base = torch.rand(n_node) < 0.7
+    edges = EdgeSpace.of(edges_between(model, base))
+    base = torch.cat((base, torch.ones(edges.n_edge, dtype=torch.bool)))
+    evaluator = Evaluator(model=model, pairs=pairs, values=torch.randn(n_node), may_shift=True, edges=edges)
+    gone = torch.randperm(len(base))[:40]
+    keep = torch.cat((evaluator.without_each(base, gone), base[None]))
+    torch.testing.assert_close(
+        evaluator.differences(keep, base=base), evaluator.differences(keep), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_candidates_with_cut_edges_are_the_circuits_with_these_edges():
+    torch.manual_seed(0)
+    model, pairs = random_model(), random_pairs()
+    n_node = NodeSpace.of(model.config).n_node
+    keep, values = torch.rand(n_node) < 0.7, torch.randn(n_node)
+    edges = EdgeSpace.of(edges_between(model, keep))
+    cut = torch.rand(3, edges.n_edge) < 0.5
+    evaluator = Evaluator(model=model, pairs=pairs, values=values, may_shift=True, edges=edges)
+    together = evaluator.differences(torch.cat((keep.expand(3, -1), cut), 1))
+    for run in range(3):
+        circuit = Circuit(model=model, keep=keep, edges=edges.masks(cut[run]), values=values, task={})
+        torch.testing.assert_close(together[run], circuit.logit_difference(pairs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_node_that_goes_takes_its_edges_along_uncut():
+    model = random_model()
+    keep = torch.ones(NodeSpace.of(model.config).n_node, dtype=torch.bool)
+    edges = EdgeSpace.of(edges_between(model, keep))
+    evaluator = Evaluator(model=model, pairs=random_pairs(), values=torch.zeros(len(keep)), may_shift=True, edges=edges)
+    items = torch.cat((keep, torch.zeros(edges.n_edge, dtype=torch.bool)))
+    node = int(edges.node_ends(NodeSpace.of(model.config))[0, 0])
+    left = evaluator.without(items, torch.tensor([node]))
+    touched = edges.names(left[len(keep) :])
+    name = NodeSpace.of(model.config).names(torch.arange(len(keep)) == node)[0]
+    assert touched == [
+        edge for edge in edges.names(torch.ones(edges.n_edge, dtype=torch.bool)) if name in edge.split(" → ")
+    ]
+    assert not evaluator.removable(left)[len(keep) :].any()
 
 
 def test_the_best_ranked_nodes_are_kept_with_ties_to_the_lower_index():

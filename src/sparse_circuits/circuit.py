@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparse_circuits.checkpoint import load_arrays, model_hash, pack, save_arrays, unpack
+from sparse_circuits.edges import edges_between, source_values
 from sparse_circuits.errors import FormatError, WrongModelError
 from sparse_circuits.files import is_done, mark_done, read_json, refuse_finished, write_json, written_whole
 from sparse_circuits.loading import load as load_model
@@ -27,14 +28,6 @@ from sparse_circuits.taps import EdgeCut, cutting, reading, replacing
 from sparse_circuits.tasks.pairs import Pairs
 
 FORMAT, VERSION = "sparse-circuits circuit", 1
-
-EDGE_ENDS = {
-    "attn.qkv": ("attn.act_in", ("attn.q", "attn.k", "attn.v")),
-    "attn.out": ("attn.v", ("attn.resid_delta",)),
-    "mlp.fc_in": ("mlp.act_in", ("mlp.post_act",)),
-    "mlp.fc_out": ("mlp.post_act", ("mlp.resid_delta",)),
-}
-"""For each linear map of a layer: the location of its sources, and those of its targets in order."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -53,11 +46,11 @@ class Circuit:
     values: Float[Tensor, " node"]
     """What a node outside is set to."""
 
-    calibration: Calibration
-    """Applied to logit differences."""
-
     task: dict[str, Any]
     """Name, hash and seed of the task."""
+
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+    """Applied to logit differences."""
 
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """How it was pruned."""
@@ -66,7 +59,7 @@ class Circuit:
     """Of circuit and model on `select`, in nats."""
 
     effects: dict[str, float] = dataclasses.field(default_factory=dict)
-    """By node: how much higher the calibrated loss on a quarter of `select` is without it, in nats."""
+    """By node and edge: how much higher the calibrated loss on `select` is without it, in nats."""
 
     removed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """What refinement did, step by step."""
@@ -131,10 +124,11 @@ class Circuit:
     def applied(self) -> Iterator[None]:
         """Make the model run as the circuit inside a `with` block: every node outside at its ablation value."""
         whole = edges_between(self.model, self.keep)
-        cuts = {}
-        for name, edges in self.edges.items():
-            if not torch.equal(edges, whole[name]):
-                cuts[name] = EdgeCut(~whole[name] | edges, self._source_values(name))
+        cuts = {
+            name: EdgeCut(~whole[name] | edges, source_values(self.space.split(self.values), name))
+            for name, edges in self.edges.items()
+            if not torch.equal(edges, whole[name])
+        }
         with cutting(self.model, cuts), replacing(self.model, self.space.masks(self.keep[None], self.values)):
             yield
 
@@ -148,7 +142,8 @@ class Circuit:
         scales = [name for name in self.model.taps() if name.endswith("norm_scale")]
         with torch.no_grad(), reading(self.model, *scales) as seen:
             self.model(tokens, at=at, vocab=tokens[:, :1])
-        cuts = {name: EdgeCut(edges, self._source_values(name)) for name, edges in self.edges.items()}
+        values = self.space.split(self.values)
+        cuts = {name: EdgeCut(edges, source_values(values, name)) for name, edges in self.edges.items()}
         masks = self.space.masks(self.keep[None], self.values)
         edits: dict[str, Any] = {name: _Frozen(scale) for name, scale in seen.items()} | masks
         edits |= {f"{name}.before_topk": mask for name, mask in masks.items() if name.endswith("act_in")}
@@ -254,10 +249,6 @@ class Circuit:
             f"loss {loss:.2f} (model {model:.2f}, chance {CHANCE:.2f})"
         )
 
-    def _source_values(self, linear: str) -> Float[Tensor, " source"]:
-        layer, name = linear.split(".", 1)
-        return self.space.split(self.values)[f"{layer}.{EDGE_ENDS[name][0]}"]
-
     def _sealed_differences(self, pairs: Pairs) -> Float[Tensor, "pair 2"]:
         out = torch.empty(len(pairs), 2)
         for index in pairs.length.argsort(descending=True, stable=True).split(128):
@@ -305,15 +296,3 @@ class _Frozen:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.recorded
-
-
-def edges_between(model: Transformer, keep: Bool[Tensor, " node"]) -> dict[str, Bool[Tensor, "target source"]]:
-    """Return, by linear map, which weights are nonzero and join two kept nodes."""
-    keeps = NodeSpace.of(model.config).split(keep)
-    edges = {}
-    for name, linear in model.linears().items():
-        layer, kind = name.split(".", 1)
-        source, targets = EDGE_ENDS[kind]
-        target_keep = torch.cat([keeps[f"{layer}.{target}"] for target in targets])
-        edges[name] = (linear.weight != 0) & target_keep[:, None] & keeps[f"{layer}.{source}"]
-    return edges

@@ -374,6 +374,9 @@ class PruneConfig(Config):
     init_noise: float = 0.01
     """Standard deviation around that start."""
 
+    cuts_edges: bool = True
+    """Whether refinement removes edges too, after the nodes."""
+
     ablation: Literal["mean", "zero", "task_mean"] = "mean"
     """What a removed node is set to: its mean over the corpus, zero, or its mean over the fit pairs."""
 
@@ -425,7 +428,7 @@ class DemoConfig(Config):
         )
 
 
-SMALL = TrainConfig(n_token=6_600_000, optimizer=OptimizerConfig(lr=0.012), checkpoint_every=250)
+SMALL = TrainConfig(n_token=7_200_000, optimizer=OptimizerConfig(lr=0.012), checkpoint_every=250)
 """Three layers that learn in some eight minutes on two cores."""
 
 DENSE = dataclasses.replace(

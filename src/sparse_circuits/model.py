@@ -35,9 +35,21 @@ class Linear(nn.Linear):
         """
         if self.cut is None:
             return super().forward(x)
-        kept = self.weight * self.cut.keep
-        rest = F.linear(self.cut.ablated if ablated is None else ablated, self.weight - kept)
-        return F.linear(x, kept, self.bias) + rest
+        kept = self.weight * self.cut.keep  # (target, source), or (run, target, source)
+        n_run = len(kept) if kept.ndim == 3 else 1
+        rest = self.cut.ablated.expand(n_run, 1, -1) if ablated is None else ablated
+        x, rest = (_map_by_run(x, weight) for x, weight in ((x, kept), (rest, self.weight - kept)))
+        out = x.unflatten(0, (n_run, -1)) + rest.unflatten(0, (n_run, -1))  # (run, batch of a run, pos, target)
+        return out.flatten(0, 1) if self.bias is None else out.flatten(0, 1) + self.bias
+
+
+def _map_by_run(
+    x: Float[Tensor, "batch pos source"], weight: Float[Tensor, "*run target source"]
+) -> Float[Tensor, "batch pos target"]:
+    """Map each run's part of the batch by its own weight, or all of it by one."""
+    if weight.ndim == 2:
+        return F.linear(x, weight)
+    return torch.einsum("rbps,rts->rbpt", x.unflatten(0, (len(weight), -1)), weight).flatten(0, 1)
 
 
 class Norm(nn.Module):

@@ -8,13 +8,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_circuits.ablation import ablation_values
+from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import PruneError
 from sparse_circuits.masks import LearnedMasks, learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.refinement import Evaluator, Goal, eliminate, scan_sizes, without_each
+from sparse_circuits.refinement import Goal, refine, scan_sizes
 from sparse_circuits.runlog import RunLog
 from sparse_circuits.scoring import fit_calibration, task_loss
 from sparse_circuits.tasks.pairs import Task
@@ -66,29 +67,29 @@ def prune(
 
     def show_round(record: dict[str, Any]) -> None:
         if progress is not None:
-            progress.write(f"{task.name}: {record['n_node']} nodes left, loss {record['loss']:.3f}\n")
+            edges = "" if record["n_edge"] is None else f", {record['n_edge']} edges"
+            progress.write(f"{task.name}: {record['n_node']} nodes{edges} left, loss {record['loss']:.3f}\n")
 
-    keep, rounds = eliminate(goal, keep, on_round=show_round)
-    quarter = dataclasses.replace(evaluator, pairs=select.take(torch.arange(0, len(select), 4)))
-    effects = (quarter.losses(without_each(keep)) - quarter.losses(keep[None])).tolist()
-    difference = evaluator.differences(keep[None])[0]
-    calibration = fit_calibration(difference, may_shift=not task.answers_vary)
-    return Circuit.of_nodes(
-        model,
-        keep,
+    refined = refine(goal, keep, cuts_edges=config.cuts_edges, on_round=show_round)
+    circuit = Circuit(
+        model=model,
+        keep=refined.keep,
+        edges=refined.edges,
         values=values,
-        calibration=calibration,
         task={"name": task.name, "hash": task.hash, "seed": task.seed, "example": _example(model, task)},
         settings=config.to_json(),
-        losses={
-            "circuit": float(task_loss(calibration(difference))),
-            "circuit_uncalibrated": float(task_loss(difference)),
-            "model": model_loss,
-        },
-        effects=dict(zip(space.names(keep), effects, strict=True)),
-        removed=[scanned, *rounds],
+        effects=refined.effects,
+        removed=[scanned, *refined.rounds],
         history=learned.history,
     )
+    difference = circuit.logit_difference(select, calibrated=False)
+    circuit.calibration = fit_calibration(difference, may_shift=not task.answers_vary)
+    circuit.losses = {
+        "circuit": float(task_loss(circuit.calibration(difference))),
+        "circuit_uncalibrated": float(task_loss(difference)),
+        "model": model_loss,
+    }
+    return circuit
 
 
 def _choose_size(

@@ -1,4 +1,4 @@
-"""From learned masks to a small circuit: a scan of sizes, calibration, elimination of leftovers."""
+"""From learned masks to a small circuit: a scan of sizes, then the elimination of needless nodes and edges."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,53 +8,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparse_circuits.model import Transformer
-from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference, paired_auroc, task_loss
-from sparse_circuits.taps import replacing
-from sparse_circuits.tasks.pairs import Pairs
+from sparse_circuits.candidates import Evaluator
+from sparse_circuits.edges import EdgeSpace, edges_between
+from sparse_circuits.scoring import paired_auroc
 
-WORTH_TRYING = 1.5
-"""Nodes whose removal costs more than this share of the target loss, on a part of the split, are not tried again."""
+GROUP_SIZES = (128, 96, 64, 48, 36, 27, 20, 15, 11, 8, 6, 4, 3, 2, 1)
+"""How many items elimination tries to remove together."""
 
-N_SIDE_BY_SIDE = 8
-"""Masks that are evaluated in one pass."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluator:
-    """Losses of many candidate circuits on one split, calibrated for each."""
-
-    model: Transformer
-    """The model."""
-
-    pairs: Pairs
-    """The split."""
-
-    values: Float[Tensor, " node"]
-    """What removed nodes are set to."""
-
-    may_shift: bool
-    """Whether the calibration has a shift."""
-
-    @torch.no_grad()
-    def differences(self, keep: Bool[Tensor, "run node"]) -> Float[Tensor, "run pair 2"]:
-        """Return the uncalibrated logit differences of each candidate."""
-        space = NodeSpace.of(self.model.config)
-        out = torch.empty(len(keep), len(self.pairs), 2)
-        for runs in torch.arange(len(keep)).split(N_SIDE_BY_SIDE):
-            with replacing(self.model, space.masks(keep[runs], self.values)):
-                n_pair = max(1, 256 // len(runs))
-                for index in self.pairs.length.argsort(descending=True, stable=True).split(n_pair):
-                    part = logit_difference(self.model, self.pairs.take(index), n_run=len(runs))
-                    out[runs[:, None], index] = part
-        return out
-
-    def losses(self, keep: Bool[Tensor, "run node"]) -> Float[Tensor, " run"]:
-        """Return each candidate's task loss after its own calibration, in nats."""
-        difference = self.differences(keep)
-        fitted = fit_calibrations(difference, may_shift=self.may_shift)
-        return task_loss(calibrated(difference, fitted))
+N_RANKING_PAIR = 48
+"""Pairs of the split that sizes and removals are tried on before the whole split decides."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,18 +32,37 @@ class Goal:
     max_auroc: float
     """Most AUROC that the model may have without the circuit, in [0.5, 1]; 1 asks for nothing."""
 
-    def judge(self, keep: Bool[Tensor, "run node"]) -> tuple[Float[Tensor, " run"], Bool[Tensor, " run"]]:
-        """Return the candidates' losses, and which reach the goal."""
-        losses = self.evaluator.losses(keep)
+    def judge(
+        self, keep: Bool[Tensor, "run item"], *, base: Bool[Tensor, " item"] | None = None
+    ) -> tuple[Float[Tensor, " run"], Bool[Tensor, " run"]]:
+        """Return the candidates' losses, and which reach the goal.
+
+        Args:
+            keep: The candidates.
+            base: A mask that they mostly agree with.
+        """
+        losses = self.evaluator.losses(keep, base=base)
         passed = losses <= self.target_loss
         if self.max_auroc < 1 and passed.any():
-            passed[passed.clone()] = self.auroc(keep[passed]) <= self.max_auroc
+            passed[passed.clone()] = self.auroc(keep[passed], base=base) <= self.max_auroc
         return losses, passed
 
-    def auroc(self, keep: Bool[Tensor, "run node"]) -> Float[Tensor, " run"]:
-        """Return the AUROC of the model without each candidate; whichever way round, so never below 0.5."""
-        auroc = paired_auroc(self.evaluator.differences(~keep))
+    def auroc(
+        self, keep: Bool[Tensor, "run item"], *, base: Bool[Tensor, " item"] | None = None
+    ) -> Float[Tensor, " run"]:
+        """Return the AUROC of the model without each candidate's nodes; whichever way round, so never below 0.5."""
+        n_node = self.evaluator.n_node
+        without = torch.cat((~keep[:, :n_node], torch.ones_like(keep[:, n_node:])), 1)
+        if base is not None:
+            base = torch.cat((~base[:n_node], torch.ones_like(base[n_node:])))
+        auroc = paired_auroc(self.evaluator.differences(without, base=base)).float()
         return torch.maximum(auroc, 1 - auroc)
+
+    def on_part(self, n_pair: int = N_RANKING_PAIR) -> "Goal":
+        """Return the same goal on some `n_pair` pairs of the split."""
+        pairs = self.evaluator.pairs
+        part = pairs.take(torch.arange(0, len(pairs), max(1, len(pairs) // n_pair)))
+        return dataclasses.replace(self, evaluator=dataclasses.replace(self.evaluator, pairs=part))
 
 
 def keep_top(tau: Float[Tensor, " node"], sizes: Int[Tensor, " size"]) -> Bool[Tensor, "size node"]:
@@ -95,22 +76,24 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
     """Find the smallest number of top-ranked nodes that reaches the goal.
 
     Neither loss nor AUROC is monotone in the size, so sizes are scanned on a geometric grid around the number of
-    nodes that were learned, then on a finer one below the smallest that passed.
+    nodes that were learned, then on a finer one below the smallest that passed. Sizes that pass on a part of the split
+    are judged on the whole, from the smallest.
 
     Returns:
-        The mask, or None if no size passes, and the curve: size and loss of every size tried.
+        The mask, or None if no size passes, and the curve: size and loss, on the part, of every size tried.
     """
     n_learned = max(int((tau >= 0).sum()), 8)
     grid = (n_learned * torch.logspace(-2, 1, 13, base=2)).round().long().clamp(1, len(tau)).unique()
     curve: list[dict[str, float]] = []
     best: Bool[Tensor, " node"] | None = None
+    part = goal.on_part()
     for _ in range(2):
         keep = keep_top(tau, grid)
-        losses, passed = goal.judge(keep)
+        losses, passed = part.judge(keep)
         curve += [{"n_node": int(n), "loss": float(x)} for n, x in zip(grid, losses, strict=True)]
-        if not passed.any():
+        first = _first_to_pass(goal, keep, passed)
+        if first is None:
             break
-        first = int(passed.nonzero()[0])
         best = keep[first]
         below = int(grid[first - 1]) if first else 0
         grid = torch.linspace(below + 1, int(grid[first]) - 1, 8).round().long().unique()
@@ -120,72 +103,171 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
     return best, sorted(curve, key=lambda point: point["n_node"])
 
 
-def eliminate(
+def _first_to_pass(goal: Goal, keep: Bool[Tensor, "run item"], likely: Bool[Tensor, " run"]) -> int | None:
+    """Return the first candidate that reaches the goal among the likely ones."""
+    for run in likely.nonzero().flatten().tolist():
+        if goal.judge(keep[run][None])[1]:
+            return run
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refined:
+    """A circuit from which no single node or edge can go."""
+
+    keep: Bool[Tensor, " node"]
+    """Its nodes."""
+
+    edges: dict[str, Bool[Tensor, "target source"]]
+    """Its edges, by linear map."""
+
+    rounds: list[dict[str, Any]]
+    """What was removed, round after round, and the loss after it."""
+
+    effects: dict[str, float]
+    """By node and edge: how much higher the calibrated loss on the split is without it, in nats."""
+
+
+def refine(
     goal: Goal,
     keep: Bool[Tensor, " node"],
     *,
-    n_ranking_pair: int = 48,
+    cuts_edges: bool = True,
     on_round: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> tuple[Bool[Tensor, " node"], list[dict[str, Any]]]:
-    """Remove nodes in batches as long as what is left reaches the goal.
+) -> Refined:
+    """Remove nodes, then edges, as long as what is left reaches the goal on the split.
 
-    Each round leaves out every kept node in turn, on a part of the split, and ranks the nodes by how near that comes
-    to the limits of loss and AUROC. As many of the least missed as can go together are dropped, judged on the whole
-    split; if no two can, nodes are tried alone. It ends when no node can go whose loss on the part was at most
-    `WORTH_TRYING` times the target.
+    Nodes go in groups, then edges; at the end each node and edge that is left is tried alone, again and again, until a
+    whole pass removes none: the result is 1-minimal.
 
     Args:
-        goal: What must be reached.
-        keep: A circuit that reaches it.
-        n_ranking_pair: Pairs that the ranking looks at.
+        goal: What must be reached; its evaluator has no edges.
+        keep: Nodes that reach it.
+        cuts_edges: Whether edges are removed too.
         on_round: Called with the record of each round.
-
-    Returns:
-        The nodes left, and the rounds.
 
     Source: ours; the paper removed such leftovers by hand (footnote 9).
     """
-    pairs = goal.evaluator.pairs
-    part = pairs.take(torch.arange(0, len(pairs), max(1, len(pairs) // n_ranking_pair)))
-    ranking = dataclasses.replace(goal, evaluator=dataclasses.replace(goal.evaluator, pairs=part))
+    keep, rounds = eliminate(goal, keep, torch.ones_like(keep), on_round=on_round)
+    space = EdgeSpace.of(edges_between(goal.evaluator.model, keep)) if cuts_edges else EdgeSpace({}, {})
+    goal = dataclasses.replace(goal, evaluator=dataclasses.replace(goal.evaluator, edges=space))
+    is_edge = torch.cat((torch.zeros_like(keep), torch.ones(space.n_edge, dtype=torch.bool)))
+    items = torch.cat((keep, torch.ones(space.n_edge, dtype=torch.bool)))
+    items, in_groups = eliminate(goal, items, is_edge, on_round=on_round)
+    items, alone, losses = eliminate_alone(goal, items, on_round=on_round)
+    left = items[: len(keep)]
+    edges = edges_between(goal.evaluator.model, left)
+    for name, mask in space.masks(items[len(keep) :]).items():
+        edges[name] &= mask
+    loss = float(goal.evaluator.losses(items[None]))
+    removable = goal.evaluator.removable(items)
+    names = goal.evaluator.names(removable)
+    effects = dict(zip(names, (losses - loss).tolist(), strict=True))
+    return Refined(keep=left, edges=edges, rounds=[*rounds, *in_groups, *alone], effects=effects)
+
+
+def eliminate(
+    goal: Goal,
+    keep: Bool[Tensor, " item"],
+    among: Bool[Tensor, " item"],
+    *,
+    on_round: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]]]:
+    """Remove items in groups.
+
+    Every item is left out in turn, on a part of the split, and items are ranked by how near that comes to the limits
+    of loss and AUROC. The largest group of the least missed that can go together goes, judged on the whole split, then
+    the next along the same ranking; where no group can go, items are ranked anew. It ends when no group of a new
+    ranking can go.
+
+    Args:
+        goal: What must be reached.
+        keep: Items that reach it.
+        among: Which may be removed.
+        on_round: Called with the record of each round.
+
+    Returns:
+        The items left, and the rounds.
+    """
+    part = goal.on_part()
     rounds: list[dict[str, Any]] = []
-    while keep.sum() > 1:
-        without = without_each(keep)
-        loss_share = ranking.evaluator.losses(without) / goal.target_loss
-        auroc_share = ranking.auroc(without) / goal.max_auroc if goal.max_auroc < 1 else torch.zeros_like(loss_share)
-        rank = (loss_share + auroc_share).argsort(stable=True)
-        order = keep.nonzero().flatten()[rank]
-        n_loose = int(((loss_share <= 1) & (auroc_share <= 1)).sum())
-        counts = [n for n in (64, 48, 36, 27, 20, 15, 11, 8, 6, 4, 3, 2) if n <= n_loose]
-        together = [order[:count] for count in counts]
-        alone = [node[None] for node in order[loss_share[rank] <= WORTH_TRYING]]
-        found = _first_that_can_go(goal, keep, together) or _first_that_can_go(goal, keep, alone)
-        if found is None:
-            break
-        left, loss = found
-        names = NodeSpace.of(goal.evaluator.model.config).names(keep & ~left)
-        keep = left
-        rounds.append({"removed": names, "n_node": int(keep.sum()), "loss": loss})
-        on_round(rounds[-1])
-    return keep, rounds
+    while True:
+        loose = _loose_items(part, keep, among)
+        n_before = len(rounds)
+        while (found := _largest_that_can_go(goal, part, keep, loose)) is not None:
+            n_gone, loss = found
+            keep, gone, loose = goal.evaluator.without(keep, loose[:n_gone]), loose[:n_gone], loose[n_gone:]
+            rounds.append(_record(goal, keep, gone, loss))
+            on_round(rounds[-1])
+        if len(rounds) == n_before:
+            return keep, rounds
 
 
-def without_each(keep: Bool[Tensor, " node"]) -> Bool[Tensor, "kept node"]:
-    """Return the circuits that lack one node each, in the nodes' order."""
-    kept = keep.nonzero().flatten()
-    without = keep.repeat(len(kept), 1)
-    without[torch.arange(len(kept)), kept] = False
-    return without
+def eliminate_alone(
+    goal: Goal, keep: Bool[Tensor, " item"], *, on_round: Callable[[dict[str, Any]], None] = lambda _: None
+) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]], Float[Tensor, " left"]]:
+    """Remove items one by one, judged on the whole split, until a pass over all of them removes none.
+
+    Args:
+        goal: What must be reached.
+        keep: Items that reach it.
+        on_round: Called with the record of each removal.
+
+    Returns:
+        The items left, the rounds, and the loss without each item that is left.
+    """
+    evaluator, rounds = goal.evaluator, []
+    while True:
+        items = evaluator.removable(keep).nonzero().flatten()
+        losses, passed = goal.judge(evaluator.without_each(keep, items), base=keep)
+        n_before = len(rounds)
+        for item in items[passed][losses[passed].argsort(stable=True)]:
+            left = evaluator.without(keep, item[None])
+            loss, still = goal.judge(left[None], base=keep)
+            if still and left[: evaluator.n_node].any():
+                keep = left
+                rounds.append(_record(goal, keep, item[None], float(loss)))
+                on_round(rounds[-1])
+        if len(rounds) == n_before:
+            return keep, rounds, losses
 
 
-def _first_that_can_go(
-    goal: Goal, keep: Bool[Tensor, " node"], groups: list[Int[Tensor, " gone"]]
-) -> tuple[Bool[Tensor, " node"], float] | None:
-    """Return the circuit without the first group that it can do without, and its loss; None if there is none."""
-    for start in range(0, len(groups), N_SIDE_BY_SIDE):
-        candidates = torch.stack([keep.index_fill(0, group, False) for group in groups[start : start + N_SIDE_BY_SIDE]])
-        losses, passed = goal.judge(candidates)
-        if passed.any():
-            first = int(passed.nonzero()[0])
-            return candidates[first], float(losses[first])
+def _loose_items(part: Goal, keep: Tensor, among: Tensor) -> Int[Tensor, " loose"]:
+    """Return the items that could each go alone on the part, the least missed first."""
+    items = (part.evaluator.removable(keep) & among).nonzero().flatten()
+    if len(items) == 0:
+        return items
+    without = part.evaluator.without_each(keep, items)
+    loss_share = part.evaluator.losses(without, base=keep) / part.target_loss
+    auroc_share = torch.zeros_like(loss_share)
+    likely = loss_share <= 1
+    if part.max_auroc < 1 and likely.any() and int(items[0]) < part.evaluator.n_node:
+        auroc_share[likely] = part.auroc(without[likely], base=keep) / part.max_auroc
+    is_loose = likely & (auroc_share <= 1)
+    return items[is_loose][(loss_share + auroc_share)[is_loose].argsort(stable=True)]
+
+
+def _largest_that_can_go(
+    goal: Goal, part: Goal, keep: Tensor, loose: Int[Tensor, " loose"]
+) -> tuple[int, float] | None:
+    """Return how many of the first loose items can go together, and the loss then; None if there is no such group."""
+    sizes = [n for n in GROUP_SIZES if n <= len(loose)]
+    if not sizes:
+        return None
+    candidates = torch.stack([goal.evaluator.without(keep, loose[:n]) for n in sizes])
+    for i in part.judge(candidates, base=keep)[1].nonzero().flatten().tolist():
+        loss, passed = goal.judge(candidates[i][None], base=keep)
+        if passed and candidates[i][: goal.evaluator.n_node].any():
+            return sizes[i], float(loss)
     return None
+
+
+def _record(goal: Goal, keep: Tensor, gone: Int[Tensor, " gone"], loss: float) -> dict[str, Any]:
+    n_node = goal.evaluator.n_node
+    left = goal.evaluator.removable(keep)
+    return {
+        "removed": goal.evaluator.names(torch.zeros_like(keep).index_fill(0, gone, True)),
+        "n_node": int(left[:n_node].sum()),
+        "n_edge": int(left[n_node:].sum()) if goal.evaluator.edges.n_edge else None,
+        "loss": loss,
+    }

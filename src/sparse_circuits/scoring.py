@@ -20,17 +20,27 @@ MIN_SCALE = 1e-3
 """Smallest: a scale is positive, so that answers can't be flipped for free."""
 
 
-def logit_difference(model: Transformer, pairs: Pairs, *, n_run: int = 1) -> Float[Tensor, "run pair 2"]:
+def logit_difference(
+    model: Transformer,
+    pairs: Pairs,
+    *,
+    n_run: int = 1,
+    stream: tuple[int, Float[Tensor, "prompt pos d_model"]] | None = None,
+) -> Float[Tensor, "run pair 2"]:
     """Return logit(answer of side 0) − logit(answer of side 1) after each prompt, in nats.
 
     Args:
         model: With whatever edits are in force.
         pairs: Prompts.
         n_run: How many masks are applied side by side; all see the same prompts.
+        stream: A site and the residual stream there, where what comes before is the same for all runs.
     """
+    tokens = pairs.tokens.flatten(0, 1)
+    site, x = (0, model.embed(tokens)) if stream is None else stream
     at = (pairs.length - 1).repeat_interleave(2).repeat(n_run)
     vocab = pairs.answers.repeat_interleave(2, 0).repeat(n_run, 1)
-    logits = model(pairs.tokens.flatten(0, 1).repeat(n_run, 1), at=at, vocab=vocab)  # (run · pair · 2, 1, 2)
+    x = model.run(x.repeat(n_run, 1, 1), site, at=at)
+    logits = model.unembed(x, tokens.repeat(n_run, 1), at=at, vocab=vocab)  # (run · pair · 2, 1, 2)
     difference = logits[:, 0, 0] - logits[:, 0, 1]
     return difference.unflatten(0, (n_run, len(pairs), 2))
 

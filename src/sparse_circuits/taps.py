@@ -64,8 +64,8 @@ class NodeMask:
 class EdgeCut:
     """Which weights of a linear map are edges; the others carry their source's ablated value."""
 
-    keep: Bool[Tensor, "target source"]
-    """True for an edge."""
+    keep: Bool[Tensor, "*run target source"]
+    """True for an edge; with a run axis, one mask for each of the runs that stand one after the other in a batch."""
 
     ablated: Float[Tensor, " source"]
     """What a source is worth to the weights that are cut."""
@@ -151,7 +151,7 @@ def cutting(model: "Transformer", cuts: Mapping[str, EdgeCut]) -> Iterator[None]
     for name, cut in cuts.items():
         if name not in linears:
             raise TapError(f"no linear map is called {name!r}{did_you_mean(name, linears)}")
-        if cut.keep.shape != linears[name].weight.shape:
+        if cut.keep.shape[-2:] != linears[name].weight.shape:
             raise TapError(
                 f"the cut of {name} has shape {tuple(cut.keep.shape)}, its weight {tuple(linears[name].weight.shape)}"
             )

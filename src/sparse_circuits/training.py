@@ -168,7 +168,7 @@ def initial_model(config: TrainConfig, corpus: Corpus) -> Transformer:
             parameter.data.zero_()
         elif name == "bigram":
             if config.bigram_init == "counts":
-                parameter.data.copy_(count_corpus(corpus, config.shares).log_probability(1.0))
+                parameter.data.copy_(count_corpus(corpus, list(config.shares)).log_probability(1.0))
             elif config.bigram_init == "uniform":
                 parameter.data.uniform_(0, 0.02, generator=generator)
         elif parameter.ndim == 2 and parameter.requires_grad:
@@ -180,7 +180,7 @@ def initial_model(config: TrainConfig, corpus: Corpus) -> Transformer:
 
 def next_token_loss(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
     """Return the cross-entropy of each token given those before it, in nats, averaged over batch · (pos − 1)."""
-    logits = model(tokens)[:, :-1]
+    logits = model(tokens[:, :-1])  # the last token predicts nothing that is known
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_circuits.candidates import Evaluator
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.refinement import Evaluator
 from sparse_circuits.scoring import accuracy, task_loss
 from sparse_circuits.tasks.pairs import Pairs, Task
 

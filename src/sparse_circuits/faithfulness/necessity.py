@@ -6,14 +6,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.faithfulness.intervals import Estimate, estimate
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.refinement import Evaluator
 from sparse_circuits.scoring import (
     Calibration,
     all_logit_differences,
+    calibrated,
     fit_calibration,
+    fit_calibrations,
     pair_loss,
     paired_auroc,
     task_loss,
@@ -54,7 +56,10 @@ class Necessity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomSets:
-    """The full model without random sets of nodes outside the circuit, alike in location and activity."""
+    """The full model without random sets of nodes outside the circuit, alike in location and activity.
+
+    Each set goes through the same measure as the circuit, refitting included; the losses before it stand beside.
+    """
 
     n_set: int
     """Sets drawn."""
@@ -66,10 +71,16 @@ class RandomSets:
     """The full model on the same pairs, nats."""
 
     loss_mean: float
-    """Mean over sets."""
+    """Mean over sets, after scale (> 0) and shift were refitted on `select` for each."""
 
     loss_worst: float
-    """Highest of all sets."""
+    """Highest of all sets, refitted."""
+
+    loss_mean_before_refit: float
+    """Mean over sets of the logits as they come."""
+
+    loss_worst_before_refit: float
+    """Highest of all sets of the logits as they come."""
 
 
 def without_circuit(circuit: Circuit, pairs: Pairs) -> Float[Tensor, "pair 2"]:
@@ -128,18 +139,25 @@ def matched_sets(
     return sets
 
 
-def random_sets(circuit: Circuit, pairs: Pairs, *, select: Pairs, n_set: int = N_SET) -> RandomSets:
-    """Ablate matched random sets in the full model; no refitting, which could only hide damage."""
-    step = max(1, len(pairs) // N_SET_PAIR)
-    part = pairs.take(torch.arange(0, len(pairs), step)[:N_SET_PAIR])
-    evaluator = Evaluator(model=circuit.model, pairs=part, values=circuit.values, may_shift=False)
+def random_sets(circuit: Circuit, pairs: Pairs, *, select: Pairs, may_shift: bool, n_set: int = N_SET) -> RandomSets:
+    """Ablate matched random sets in the full model, and refit the calibration for each as `necessity` does."""
     sets = matched_sets(circuit.keep, activity(circuit, select), circuit.space, n_set=n_set)
-    losses = task_loss(evaluator.differences(~sets))
-    whole = torch.ones(1, circuit.space.n_node, dtype=torch.bool)
+    whole = torch.ones(circuit.space.n_node, dtype=torch.bool)
+
+    def differences(split: Pairs) -> tuple[Float[Tensor, "set pair 2"], int]:
+        part = split.take(torch.arange(0, len(split), max(1, len(split) // N_SET_PAIR))[:N_SET_PAIR])
+        evaluator = Evaluator(model=circuit.model, pairs=part, values=circuit.values, may_shift=may_shift)
+        return evaluator.differences(torch.cat((~sets, whole[None])), base=whole), len(part)
+
+    fitted = fit_calibrations(differences(select)[0], may_shift=may_shift)
+    found, n_pair = differences(pairs)
+    before, refitted = task_loss(found), task_loss(calibrated(found, fitted))
     return RandomSets(
         n_set=n_set,
-        n_pair=len(part),
-        model_loss=float(task_loss(evaluator.differences(whole))),
-        loss_mean=float(losses.mean()),
-        loss_worst=float(losses.max()),
+        n_pair=n_pair,
+        model_loss=float(before[-1]),
+        loss_mean=float(refitted[:-1].mean()),
+        loss_worst=float(refitted[:-1].max()),
+        loss_mean_before_refit=float(before[:-1].mean()),
+        loss_worst_before_refit=float(before[:-1].max()),
     )

@@ -112,7 +112,8 @@ class Report:
             f"loss in nats a side, chance {CHANCE:.3f}",
             table,
             f"model without the circuit, refitted: loss {need.loss}, AUROC {need.auroc:.3f}",
-            f"{rand.n_set} random sets alike: loss mean {rand.loss_mean:.3f}, worst {rand.loss_worst:.3f} "
+            f"{rand.n_set} random sets alike, refitted: loss mean {rand.loss_mean:.3f}, worst {rand.loss_worst:.3f}; "
+            f"before refitting {rand.loss_mean_before_refit:.3f}, {rand.loss_worst_before_refit:.3f} "
             f"(model {rand.model_loss:.3f} on the same {rand.n_pair} pairs)",
             *(f"note: {note}" for note in self.notes),
         ]
@@ -162,7 +163,7 @@ def verify(
     on_step("necessity")
     need = necessity(circuit, test, select=select, may_shift=may_shift)
     on_step(f"{n_set} random sets")
-    sets = random_sets(circuit, test, select=select, n_set=n_set)
+    sets = random_sets(circuit, test, select=select, may_shift=not task.answers_vary, n_set=n_set)
     on_step("the task card")
     card = task_card(circuit.model, task, circuit.values)
     report = Report(

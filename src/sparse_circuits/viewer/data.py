@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_circuits.checkpoint import model_hash
-from sparse_circuits.circuit import EDGE_ENDS, Circuit
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.edges import EDGE_ENDS
 
 FORMAT, VERSION = "sparse-circuits view", 1
 

@@ -127,7 +127,9 @@ def _report(view: dict[str, Any]) -> str:
         ["model without the circuit, refitted", f"loss {loss(need['loss'])}, AUROC {need['auroc']:.3f}"],
         [
             f"{sets['n_set']} random sets outside it, alike in location and activity",
-            f"mean {sets['loss_mean']:.3f}, worst {sets['loss_worst']:.3f}, model {sets['model_loss']:.3f}",
+            f"refitted: mean {sets['loss_mean']:.3f}, worst {sets['loss_worst']:.3f}; as they come: mean "
+            f"{sets['loss_mean_before_refit']:.3f}, worst {sets['loss_worst_before_refit']:.3f}; "
+            f"model {sets['model_loss']:.3f}",
         ],
         ["nodes alive on the task", f"{report['n_node_alive']:,} of {report['n_node_total']:,}"],
         ["nodes of the circuit that never change", str(report["n_node_constant"])],

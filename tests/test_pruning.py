@@ -14,11 +14,11 @@ from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.edges import EdgeSpace, edges_between
-from sparse_circuits.errors import PruneError, TaskError
+from sparse_circuits.errors import ConfigError, PruneError, TapError, TaskError
 from sparse_circuits.faithfulness import verify
 from sparse_circuits.faithfulness.intervals import estimate
 from sparse_circuits.faithfulness.necessity import matched_sets
-from sparse_circuits.masks import LearnedMask, information_left, learn_masks, surrogate_derivative
+from sparse_circuits.masks import PROMOTION, LearnedMask, MaskRun, information_left, learn_masks, surrogate_derivative
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import prune
 from sparse_circuits.refinement import Goal, eliminate, keep_top, refine
@@ -121,7 +121,7 @@ def test_the_masks_gradient_is_the_removals_effect_times_the_surrogates():
     x = torch.randn(4, 3, 5, requires_grad=True)  # two runs of two rows
     tau = torch.tensor([[0.5, -0.5, 0.0, 0.1, -0.1]]).repeat(2, 1).requires_grad_()
     value, weight = torch.randn(5), torch.randn(4, 3, 5)
-    out = LearnedMask(tau, value, temperature=0.7, complement=False)(x)
+    out = LearnedMask(tau, value.expand(2, -1), temperature=torch.full((2, 1), 0.7), complement=False)(x)
     keep = (tau >= 0).repeat_interleave(2, 0)[:, None]
     torch.testing.assert_close(out, torch.where(keep, x, value))
     (out * weight).sum().backward()
@@ -134,7 +134,7 @@ def test_the_complement_keeps_what_the_circuit_removes_and_pulls_the_other_way()
     x = torch.randn(4, 3, 5, requires_grad=True)  # the circuit's two rows, then its complement's two
     tau = torch.randn(1, 5, requires_grad=True)
     value, weight = torch.randn(5), torch.randn(4, 3, 5)
-    out = LearnedMask(tau, value, temperature=1.0, complement=True)(x)
+    out = LearnedMask(tau, value[None], temperature=torch.ones(1, 1), complement=True)(x)
     keep = torch.cat((tau >= 0, tau < 0)).repeat_interleave(2, 0)[:, None]
     torch.testing.assert_close(out, torch.where(keep, x, value))
     (out * weight).sum().backward()
@@ -147,24 +147,76 @@ def test_the_surrogate_is_a_quarter_over_the_temperature_at_zero():
 
 
 def test_no_information_is_left_only_where_both_sides_agree():
-    assert float(information_left(torch.tensor([[[3.0, 3.0], [-1.0, -1.0]]]))) == pytest.approx(0, abs=1e-6)
-    right, flipped = torch.tensor([[[2.0, -2.0]]]), torch.tensor([[[-2.0, 2.0]]])
-    expected = (math.log1p(math.exp(2)) + math.log1p(math.exp(-2))) / 2 - math.log(2)
+    assert float(information_left(torch.tensor([[3.0, 3.0], [-1.0, -1.0]]))) == pytest.approx(0, abs=1e-6)
+    right, flipped = torch.tensor([[0.2, -0.2]]), torch.tensor([[-0.2, 0.2]])
+    d = PROMOTION * 0.2
+    expected = (math.log1p(math.exp(d)) + math.log1p(math.exp(-d))) / 2 - math.log(2)
     assert float(information_left(right)) == pytest.approx(expected)
     assert float(information_left(flipped)) == pytest.approx(expected)
 
 
+def _run(task, **settings):
+    settings = {"ablation": "zero", "n_step": 1, "n_pair": 8, **settings}
+    values = torch.zeros(NodeSpace.of(hand_built_model().config).n_node)
+    return MaskRun(fit=task.split("fit"), values=values, config=PruneConfig(**settings))
+
+
 def test_masks_learned_side_by_side_begin_as_each_alone():
     model, task = hand_built_model(), hand_built_task()
+    runs = [
+        _run(task, seed=0),
+        _run(task, seed=1, lr=3e-2, beta2=0.9, temperature=0.5),
+        _run(task, seed=2, count_coefficient=0.1, necessity_coefficient=0.0, weight_decay=0.5),
+        _run(task, seed=3, calibrates=False, ties_query_and_key=True, exclude=("0.mlp.post_act:1",)),
+    ]
+    together = learn_masks(model, runs)
+    for run, (tau, history) in enumerate(zip(together.tau, together.history, strict=True)):
+        alone = learn_masks(model, runs[run : run + 1])
+        torch.testing.assert_close(tau, alone.tau[0], rtol=1e-5, atol=1e-6)
+        assert history[0] == pytest.approx(alone.history[0][0], rel=1e-5)
+
+
+def test_runs_with_different_numbers_of_steps_are_refused():
+    task = hand_built_task()
+    with pytest.raises(ConfigError, match="need the same n_step and n_pair"):
+        learn_masks(hand_built_model(), [_run(task), _run(task, n_step=2)])
+
+
+def test_an_excluded_node_is_never_kept():
+    model, task = hand_built_model(), hand_built_task()
+    learned = learn_masks(model, [_run(task, n_step=20, lr=0.1, exclude=(NODES[1],))])
+    node = NodeSpace.of(model.config).index(NODES[1])
+    assert learned.tau[0, node] == -torch.inf
+    with pytest.raises(PruneError, match="no size meets target_loss"):
+        prune(model, task, QUICK, exclude=(NODES[1],))
+    with pytest.raises(TapError, match="no location is called"):
+        learn_masks(model, [_run(task, exclude=("0.attn.w:1",))])
+
+
+def test_a_query_channel_that_is_tied_goes_with_its_key_channel():
+    model = random_model()
+    fit = random_pairs()
     values = torch.zeros(NodeSpace.of(model.config).n_node)
-    first = PruneConfig(ablation="zero", n_step=1, n_pair=8)
-    both = learn_masks(model, task.split("fit"), values, PruneConfig(ablation="zero", n_step=1, n_pair=8, n_run=2))
-    for run, seed in enumerate((0, 1)):
-        alone = learn_masks(
-            model, task.split("fit"), values, PruneConfig(ablation="zero", n_step=1, n_pair=8, seed=seed)
-        )
-        torch.testing.assert_close(both.tau[run], alone.tau[0], rtol=1e-5, atol=1e-6)
-    assert first.n_run == 1
+    config = PruneConfig(n_step=30, n_pair=4, lr=0.1, ties_query_and_key=True, init_noise=0.1)
+    tau = learn_masks(model, [MaskRun(fit=fit, values=values, config=config)]).tau[0]
+    parts = NodeSpace.of(model.config).split(tau)
+    assert torch.equal(parts["0.attn.q"], parts["0.attn.k"])
+    assert torch.equal(parts["1.attn.q"], parts["1.attn.k"])
+    assert not torch.equal(parts["0.attn.q"], parts["0.attn.v"])
+
+
+def test_the_price_rises_below_the_target_and_falls_above_it():
+    task = hand_built_task()
+    below, above = (
+        learn_masks(hand_built_model(), [_run(task, n_step=5, lr=1e-6, target_loss=target)]).history[0]
+        for target in (0.6, 1e-9)
+    )
+    prices = [record["price"] for record in below]
+    assert prices == sorted(prices)
+    assert prices[-1] < 2e-3 * math.exp(5 * 0.05) + 1e-12
+    assert [record["price"] for record in above] == pytest.approx([2e-3 * math.exp(-0.05 * i) for i in range(1, 6)])
+    fixed = learn_masks(hand_built_model(), [_run(task, n_step=5, count_coefficient=0.03)]).history[0]
+    assert [record["price"] for record in fixed] == [0.03] * 5
 
 
 def test_pruning_leaves_the_model_as_it_was():
@@ -189,7 +241,7 @@ def test_elimination_never_leaves_the_goal_and_only_removes():
     model, task = hand_built_model(), hand_built_task()
     space = NodeSpace.of(model.config)
     evaluator = Evaluator(model=model, pairs=task.split("select"), values=torch.zeros(space.n_node), may_shift=True)
-    goal = Goal(evaluator=evaluator, target_loss=0.1, max_auroc=0.6)
+    goal = Goal(evaluator=evaluator, without=evaluator, target_loss=0.1, max_auroc=0.6)
     whole = torch.ones(space.n_node, dtype=torch.bool)
     keep, rounds = eliminate(goal, whole, whole)
     assert space.names(keep) == NODES
@@ -200,7 +252,7 @@ def test_elimination_never_leaves_the_goal_and_only_removes():
 def test_refinement_leaves_the_known_nodes_and_edges_and_nothing_of_them_can_go():
     model, task = hand_built_model(), hand_built_task()
     evaluator = _evaluator(model, task)
-    goal = Goal(evaluator=evaluator, target_loss=0.1, max_auroc=0.6)
+    goal = Goal(evaluator=evaluator, without=evaluator, target_loss=0.1, max_auroc=0.6)
     refined = refine(goal, torch.ones(evaluator.n_node, dtype=torch.bool))
     assert NodeSpace.of(model.config).names(refined.keep) == NODES
     assert sum(int(mask.sum()) for mask in refined.edges.values()) == 2
@@ -215,7 +267,8 @@ def test_an_edge_that_says_nothing_of_the_answer_is_cut_though_its_nodes_stay():
     with torch.no_grad():
         model.linears()["0.attn.qkv"].weight[8 + 0, 1] = 0.3  # the fillers reach the value that carries the mark
     keep = _kept(model, [*NODES, "0.attn.act_in:1"])
-    goal = Goal(evaluator=_evaluator(model, task), target_loss=0.1, max_auroc=1.0)
+    evaluator = _evaluator(model, task)
+    goal = Goal(evaluator=evaluator, without=evaluator, target_loss=0.1, max_auroc=1.0)
     items = torch.cat((keep, torch.ones(3, dtype=torch.bool)))
     edges = EdgeSpace.of(edges_between(model, keep))
     evaluator = dataclasses.replace(goal.evaluator, edges=edges)

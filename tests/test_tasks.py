@@ -15,18 +15,51 @@ from sparse_circuits.corpus.idioms import IDIOMS, documents
 from sparse_circuits.corpus.shards import build
 from sparse_circuits.errors import TaskError
 from sparse_circuits.tasks import BEHAVIOURS, sampling, task
+from sparse_circuits.tasks.contexts import UNSEEN
 from sparse_circuits.tasks.pairs import Form, PairFilter, Pairs, Side, Task, TextPair, collect
 from sparse_circuits.tasks.sampling import SplitSizes
 from sparse_circuits.tokenizer import Tokenizer
 
 SIZES = SplitSizes(fit=80, select=40, test=60, hard=40, mined=30)
 NAMES = sorted(BEHAVIOURS)
-ANSWERS = {"single_double_quote": ('")\n', "')\n"), "bracket_counting": ("]]\n", "]\n")}
+ANSWERS = {
+    "single_double_quote": ('")\n', "')\n"),
+    "final_kwarg": ("=None", "):\n"),
+    "set_or_string": (".add", " +="),
+    "set_or_string_fixedvarname": (".add", " +="),
+    "with_as": (")", ")\n"),
+    "bracket_brace": (":", ","),
+    "with_open": ("r", "w"),
+    "bracket_counting": ("]]\n", "]\n"),
+    "for_while": (" in", ":\n"),
+    "fstring_brace": (" {", '",'),
+    "if_ternary": (" else", ":\n"),
+    "indent_for": (" " * 7, " " * 11),
+    "lambda_func": (":", "(self"),
+    "if_equals": (" ==", " ="),
+    "enumerate_range": (" enumerate", " range"),
+    "var_if": (":\n", "\n"),
+    "while_return_true": (":\n", "\n"),
+}
+"""Answers of the tasks that have the same ones everywhere."""
+BY_MARK = ["bracket_counting", "single_double_quote"]
+ONE_EDIT = [
+    *BY_MARK,
+    "bracket_brace",
+    "for_while",
+    "indent_for",
+    "set_or_string",
+    "set_or_string_fixedvarname",
+    "var_swap",
+    "while_return_true",
+    "with_as",
+]
+"""Tasks whose plain sides differ in one token."""
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(documents(600, seed=0), 1024)
+    return Tokenizer.train(documents(1500, seed=0), 2048)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +74,12 @@ def prompts(pairs: Pairs, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
 
 
 def text_pairs(name: str, form: Form, n_pair: int = 200) -> Iterator[tuple[str, TextPair]]:
-    """Draw pairs of a behaviour's hand-written templates, in turn."""
+    """Draw pairs of a behaviour's templates, in turn."""
     behaviour, rng = BEHAVIOURS[name], random.Random(0)
-    templates = sorted(behaviour.unseen)
-    for number in range(n_pair):
-        template = templates[number % len(templates)]
-        sides = behaviour.sides(behaviour.unseen[template](rng), form, rng)
-        yield template, TextPair(sides=sides, template=template, level="ii")
+    templates = sampling.unseen_templates(behaviour) | sampling.seen_templates(behaviour)
+    drawn = sampling._drawn_pairs(behaviour, templates, "ii", form, rng)
+    for _, pair in zip(range(n_pair), drawn, strict=False):
+        yield pair.template, pair
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,14 +103,15 @@ def test_both_sides_of_a_pair_end_in_the_same_token_and_call_for_different_answe
 ) -> None:
     for pairs in tasks[name].splits.values():
         last = pairs.tokens.gather(2, (pairs.length - 1)[:, None, None].expand(-1, 2, 1))[..., 0]
-        assert torch.equal(last[:, 0], last[:, 1])
-        assert {(tokenizer.decode([a]), tokenizer.decode([b])) for a, b in pairs.answers.tolist()} == {ANSWERS[name]}
+        assert torch.equal(last[:, 0], last[:, 1]) or BEHAVIOURS[name].last_token_tells
+        if not BEHAVIOURS[name].answers_vary:
+            answers = {(tokenizer.decode([a]), tokenizer.decode([b])) for a, b in pairs.answers.tolist()}
+            assert answers == {ANSWERS[name]}
+        assert (pairs.answers[:, 0] != pairs.answers[:, 1]).all()
         assert int(pairs.length.max()) <= 64
-        for first, second in prompts(pairs, tokenizer):
-            assert tokenizer.encode(first)[-1] == tokenizer.encode(second)[-1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ONE_EDIT)
 def test_the_sides_of_a_plain_pair_differ_in_one_token(name: str, tasks: dict[str, Task]) -> None:
     for split in ("fit", "select", "test"):
         pairs = tasks[name].splits[split]
@@ -86,7 +119,7 @@ def test_the_sides_of_a_plain_pair_differ_in_one_token(name: str, tasks: dict[st
         assert n_different.tolist() == [1] * len(pairs)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_MARK)
 def test_the_sides_of_a_plain_pair_differ_in_the_opening_mark_alone(
     name: str, tasks: dict[str, Task], tokenizer: Tokenizer
 ) -> None:
@@ -96,7 +129,7 @@ def test_the_sides_of_a_plain_pair_differ_in_the_opening_mark_alone(
             assert second == marks[1].join(first.rsplit(marks[0], 1))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_MARK)
 def test_the_sides_of_a_hard_pair_hold_the_same_marks(name: str, tasks: dict[str, Task], tokenizer: Tokenizer) -> None:
     inserted = {"single_double_quote": {'"': 1, "'": 1}, "bracket_counting": {"[": 0, "]": 1}}[name]
     for first, second in prompts(tasks[name].splits["hard"], tokenizer):
@@ -108,7 +141,7 @@ def test_the_sides_of_a_hard_pair_hold_the_same_marks(name: str, tasks: dict[str
 
 @pytest.mark.parametrize("form", ["plain", "hard"])
 @pytest.mark.parametrize("name", NAMES)
-def test_templates_that_neither_saw_are_whole_python(name: str, form: Form) -> None:
+def test_every_prompt_with_its_answer_and_continuation_is_whole_python(name: str, form: Form) -> None:
     seen = set()
     for template, pair in text_pairs(name, form):
         seen.add(template)
@@ -117,7 +150,7 @@ def test_templates_that_neither_saw_are_whole_python(name: str, form: Form) -> N
     assert len(seen) >= 8
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_MARK)
 def test_sites_in_idioms_are_cut_so_that_a_side_is_the_text_itself(name: str) -> None:
     behaviour, rng = BEHAVIOURS[name], random.Random(1)
     n_site = 0
@@ -136,9 +169,10 @@ def test_each_kind_of_answer_is_asked_equally_often_in_each_template(name: str, 
     for pairs in tasks[name].splits.values():
         for template in set(pairs.templates):
             chosen = [i for i, other in enumerate(pairs.templates) if other == template]
-            kinds = Counter(pairs.answers[chosen].flatten().tolist())
-            assert len(kinds) == 2
-            assert len(set(kinds.values())) == 1
+            if not BEHAVIOURS[name].answers_vary:
+                kinds = Counter(pairs.answers[chosen].flatten().tolist())
+                assert len(kinds) == 2
+                assert len(set(kinds.values())) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,10 +183,10 @@ def test_fit_select_and_test_share_no_template(name: str, tasks: dict[str, Task]
     unseen = set(splits["test"].at_level("ii").templates)
     assert not fit & select
     assert not (fit | select) & test
-    assert unseen == set(BEHAVIOURS[name].unseen)
+    assert unseen == set(UNSEEN)
     assert len(unseen) >= 8
     assert not unseen & set(IDIOMS)
-    assert set(splits["hard"].templates) <= test | unseen
+    assert not set(splits["hard"].templates) & (fit | select)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,7 +198,7 @@ def test_no_prompt_occurs_twice_over_all_splits(name: str, tasks: dict[str, Task
 def test_the_same_seed_gives_the_same_task_and_another_seed_another(
     tasks: dict[str, Task], tokenizer: Tokenizer
 ) -> None:
-    for name in NAMES:
+    for name in BY_MARK:
         assert task(name, tokenizer, seed=3, sizes=SIZES).hash == tasks[name].hash
         assert task(name, tokenizer, seed=4, sizes=SIZES).hash != tasks[name].hash
 
@@ -177,7 +211,10 @@ def test_more_pairs_of_a_split_begin_with_the_fewer(tokenizer: Tokenizer) -> Non
 
 
 def test_a_task_without_name_or_tokenizer_or_split_is_refused(tasks: dict[str, Task], tokenizer: Tokenizer) -> None:
-    with pytest.raises(TaskError, match=r"no task is called 'single_duble_quote'; did you mean single_double_quote\?"):
+    with pytest.raises(
+        TaskError,
+        match=r"no task is called 'single_duble_quote'; did you mean single_double_quote or nonsense_single_double_quote\?",
+    ):
         task("single_duble_quote", tokenizer)
     with pytest.raises(TaskError, match="the model has no tokenizer"):
         task("single_double_quote", None)
@@ -282,7 +319,7 @@ def test_batches_give_every_pair_once_longest_first() -> None:
     assert [batch.tokens.shape[2] for batch in batches] == [9, 5, 3]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_MARK)
 def test_the_hash_does_not_depend_on_what_is_mined(
     name: str, tasks: dict[str, Task], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

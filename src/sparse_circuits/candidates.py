@@ -19,7 +19,7 @@ from sparse_circuits.tasks.pairs import Pairs
 N_SIDE_BY_SIDE = 8
 """Candidates that run in one pass."""
 
-N_ROW = 512
+N_ROW = 256
 """Prompts in one pass, those of all candidates together."""
 
 
@@ -88,6 +88,7 @@ class Evaluator:
             base: A mask that they mostly agree with: what comes before the first difference runs once for all.
         """
         n_site = 2 * self.model.config.n_layer
+        base = None if len(keep) == 1 else base
         first = torch.zeros(len(keep), dtype=torch.long) if base is None else self._first_difference(keep, base)
         out = torch.empty(len(keep), len(self.pairs), 2)
         n_pair = max(1, N_ROW // (2 * min(len(keep), N_SIDE_BY_SIDE)))

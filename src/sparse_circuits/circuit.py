@@ -59,7 +59,7 @@ class Circuit:
     """Of circuit and model on `select`, in nats."""
 
     effects: dict[str, float] = dataclasses.field(default_factory=dict)
-    """By node and edge: how much higher the calibrated loss on `select` is without it, in nats."""
+    """By node and edge: how much higher the calibrated loss on a part of `select` is without it, in nats."""
 
     removed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """What refinement did, step by step."""

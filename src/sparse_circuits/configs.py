@@ -338,8 +338,18 @@ class PruneConfig(Config):
     """Refinement keeps the AUROC of the model without the circuit (on select) at or below this where it can; 1 asks for
     nothing."""
 
-    count_coefficient: float = 2e-3
-    """Price of a node in the objective task loss + this · nodes."""
+    count_coefficient: float | None = None
+    """Price of a node in the objective task loss + this · nodes; if left out, a price that follows the loss so that
+    this ends at target_loss."""
+
+    calibrates: bool = True
+    """Learn a scale and a shift of the logit difference along with the masks."""
+
+    ties_query_and_key: bool = False
+    """Keep a query channel and its key channel together or not at all (paper, footnote 17)."""
+
+    exclude: tuple[str, ...] = ()
+    """Nodes that must not be in the circuit, such as 0.attn.q:17."""
 
     necessity_coefficient: float = 1.0
     """Weight of a second term: what the model without the circuit still tells; 0 prunes for sufficiency alone."""
@@ -387,7 +397,9 @@ class PruneConfig(Config):
     """Decides initial noise and batches."""
 
     def __post_init__(self) -> None:
-        for name in ("target_loss", "count_coefficient", "lr", "temperature"):
+        price = self.count_coefficient
+        require(price is None or price > 0, f"count_coefficient is {price}, expected above 0")
+        for name in ("target_loss", "lr", "temperature"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
         for name in ("n_step", "n_pair", "n_run", "n_mean_token"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
@@ -456,7 +468,7 @@ TRAIN_PRESETS = {"small": SMALL, "tiny": TINY, "dense": DENSE}
 """Training settings to start from."""
 
 DEMO_PRESETS = {
-    "small": DemoConfig(train=SMALL),
+    "small": DemoConfig(train=SMALL, prune=PruneConfig(cuts_edges=False)),
     "tiny": DemoConfig(
         corpus=CorpusConfig(sources=("idioms",), n_vocab=1024, max_token=1_200_000, n_tokenizer_byte=2_000_000),
         train=TINY,

@@ -108,6 +108,7 @@ class Demo:
             "shares": self.config.train.shares,
             "validation_loss": validated["validation_loss"],
             "bigram_loss": validated["bigram_loss"],
+            "own_bigram_loss": validated["own_bigram_loss"],
             "tasks": {name: _row(report) for name, report in reports.items()},
         }
 
@@ -161,7 +162,8 @@ def table(summary: dict[str, Any]) -> str:
     ]
     for source, loss in summary["validation_loss"].items():
         lines.append(
-            f"validation loss on {source}: {loss:.3f} nats a token (bigram table {summary['bigram_loss'][source]:.3f})"
+            f"validation loss on {source}: {loss:.3f} nats a token (bigram table {summary['bigram_loss'][source]:.3f}, "
+            f"of this source alone {summary['own_bigram_loss'][source]:.3f})"
         )
     rows = [["", *names]]
     labels = {

@@ -1,7 +1,9 @@
 """Learning which nodes to keep: step masks with a sigmoid's derivative, many runs side by side."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +12,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparse_circuits.configs import PruneConfig
+from sparse_circuits.errors import ConfigError
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.scoring import CHANCE, logit_difference, task_loss
+from sparse_circuits.scoring import CHANCE, MAX_SCALE, MIN_SCALE, logit_difference, task_loss
 from sparse_circuits.taps import replacing
 from sparse_circuits.tasks.pairs import Pairs
+
+PROMOTION = 10.0
+"""What differences are multiplied with before they count as information."""
+
+CALIBRATION_RATE = 0.03
+"""Adam's rate on scale and shift while masks are learned."""
+
+PRICE_AT_START = 2e-3
+"""Price of a node that the dual variable starts from."""
+
+PRICE_RATE = 0.05
+"""How fast the price follows the loss: its logarithm moves by at most this much a step."""
+
+LOSS_MEMORY = 0.95
+"""Share that the running mean of the loss, which the price follows, keeps from step to step."""
 
 
 class _StepMask(torch.autograd.Function):
@@ -24,24 +42,25 @@ class _StepMask(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tau: Tensor, value: Tensor, temperature: float, complement: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tau: Tensor, value: Tensor, temperature: Tensor, complement: bool) -> Tensor:
         keep = _kept(tau, complement)  # (run, channel)
+        value = torch.cat((value, value)) if complement else value
         runs = x.unflatten(0, (len(keep), -1))  # (run, batch, pos, channel)
-        ctx.save_for_backward(x, tau, value)
-        ctx.temperature, ctx.complement = temperature, complement
+        ctx.save_for_backward(x, tau, value, temperature)
+        ctx.complement = complement
         offset = torch.where(keep, 0.0, value)[:, None, None]
         return torch.addcmul(offset, runs, keep.to(x.dtype)[:, None, None]).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        x, tau, value = ctx.saved_tensors
+        x, tau, value, temperature = ctx.saved_tensors
         keep = _kept(tau, ctx.complement)
         grad = grads[0].unflatten(0, (len(keep), -1)).flatten(1, 2)  # (run, batch · pos, channel)
         runs = x.unflatten(0, (len(keep), -1)).flatten(1, 2)
-        by_mask = (grad * (runs - value)).sum(1)  # (run, channel)
+        by_mask = torch.einsum("rnc,rnc->rc", grad, runs) - grad.sum(1) * value  # (run, channel)
         if ctx.complement:
             by_mask = by_mask[: len(tau)] - by_mask[len(tau) :]
-        grad_tau = by_mask * surrogate_derivative(tau, ctx.temperature)
+        grad_tau = by_mask * surrogate_derivative(tau, temperature)
         grad_x = (grad * keep[:, None]).view_as(x) if ctx.needs_input_grad[0] else None
         return grad_x, grad_tau, None, None, None
 
@@ -50,21 +69,23 @@ def _kept(tau: Tensor, complement: bool) -> Tensor:
     return torch.cat((tau >= 0, tau < 0)) if complement else tau >= 0
 
 
-def surrogate_derivative(tau: Float[Tensor, "..."], temperature: float) -> Float[Tensor, "..."]:
+def surrogate_derivative(tau: Float[Tensor, "..."], temperature: float | Tensor) -> Float[Tensor, "..."]:
     """Return the derivative of sigmoid(tau / temperature), which stands in for the step's."""
     s = torch.sigmoid(tau / temperature)
     return s * (1 - s) / temperature
 
 
-def information_left(difference: Float[Tensor, "run pair 2"]) -> Float[Tensor, " run"]:
+def information_left(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run"]:
     """Return how far the answers of a pair's two sides are apart, whichever way round, in nats; 0 is not at all.
 
-    With d half the difference of the two sides' logit differences, it is (softplus(d) + softplus(−d)) / 2 − ln 2.
-    Flipped answers count as much as right ones, so a minimum has no information rather than wrong information.
+    With d half the difference of the two sides' logit differences, times `PROMOTION`, it is
+    (softplus(d) + softplus(−d)) / 2 − ln 2. Flipped answers count as much as right ones, so a minimum has no
+    information rather than wrong information; and a difference too small to change a loss counts, for a ranking
+    of the two sides would still show it.
 
     Source: ours; the paper prunes for sufficiency alone.
     """
-    d = (difference[..., 0] - difference[..., 1]) / 2
+    d = PROMOTION * (difference[..., 0] - difference[..., 1]) / 2
     return ((F.softplus(d) + F.softplus(-d)) / 2 - CHANCE).mean(-1)
 
 
@@ -76,9 +97,9 @@ class LearnedMask:
     def __init__(
         self,
         tau: Float[Tensor, "run channel"],
-        value: Float[Tensor, " channel"],
+        value: Float[Tensor, "run channel"],
         *,
-        temperature: float,
+        temperature: Float[Tensor, "run 1"],
         complement: bool,
     ) -> None:
         self.tau, self.value, self.temperature, self.complement = tau, value, temperature, complement
@@ -89,14 +110,31 @@ class LearnedMask:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskRun:
+    """One run of mask learning: what it learns from, and how."""
+
+    fit: Pairs
+    """Prompts to learn on."""
+
+    values: Float[Tensor, " node"]
+    """What a removed node is set to."""
+
+    config: PruneConfig
+    """Rates, price, target, seed."""
+
+    may_shift: bool = True
+    """Whether the calibration has a shift."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LearnedMasks:
     """What mask learning found."""
 
     tau: Float[Tensor, "run node"]
-    """Parameter of each node in [−1, 1]; kept from 0 on, and ranked by it."""
+    """Parameter of each node in [−1, 1]; kept from 0 on, and ranked by it. −∞ for nodes that are excluded."""
 
-    history: list[dict[str, float]]
-    """Mean loss and number of nodes by step."""
+    history: list[list[dict[str, float]]]
+    """For each run: loss, number of nodes, price and scale by step."""
 
     @property
     def keep(self) -> Bool[Tensor, "run node"]:
@@ -106,72 +144,167 @@ class LearnedMasks:
 
 def learn_masks(
     model: Transformer,
-    fit: Pairs,
-    values: Float[Tensor, " node"],
-    config: PruneConfig,
+    runs: Sequence[MaskRun],
     *,
-    on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    on_step: Callable[[int, list[dict[str, float]]], None] = lambda *_: None,
 ) -> LearnedMasks:
-    """Minimise task loss + count_coefficient · nodes over the nodes to keep.
+    """Learn the nodes to keep, all runs in one pass over the shared weights.
+
+    Each minimises task loss + price · nodes + necessity_coefficient · information left without the circuit. The task
+    loss is that of calibrated differences, scale and shift being learned along. The price is `count_coefficient`, or
+    follows the loss so that this ends at `target_loss`: it rises while the loss is below, and falls while above.
 
     Args:
         model: Its weights stay as they are.
-        fit: Prompts to learn on.
-        values: What a removed node is set to.
-        config: Rates, price and number of runs; run r has the seed `config.seed + r`.
-        on_step: Called with each step and its record.
+        runs: They agree in n_step and n_pair; all else is each run's own, its random numbers too.
+        on_step: Called with each step and every run's record.
 
     Source: paper section 2.2 and appendix A.2: AdamW on clamped parameters, rates rise over 5 % and fall linearly.
+    Calibration, price and necessity are ours.
     """
     space = NodeSpace.of(model.config)
-    generators = [torch.Generator().manual_seed(config.seed + run) for run in range(config.n_run)]
-    noise = torch.stack([torch.randn(space.n_node, generator=g) for g in generators])
-    tau = (config.init_bias + config.init_noise * noise).clamp(-1, 1).requires_grad_()
+    configs = [run.config for run in runs]
+    n_step, n_pair = configs[0].n_step, configs[0].n_pair
+    if any((config.n_step, config.n_pair) != (n_step, n_pair) for config in configs):
+        raise ConfigError("runs that are learned together need the same n_step and n_pair")
+    generators = [torch.Generator().manual_seed(config.seed) for config in configs]
+    taus = [_initial(space, config, g) for config, g in zip(configs, generators, strict=True)]
     adam = torch.optim.AdamW(
-        [tau], lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+        [
+            {"params": [tau], "lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay}
+            for tau, config in zip(taus, configs, strict=True)
+        ],
+        fused=True,
     )
-    batches = [_endless_batches(fit, config.n_pair, g) for g in generators]
-    with_complement = config.necessity_coefficient > 0
-    history = []
+    batches = [_endless_batches(run.fit, n_pair, g) for run, g in zip(runs, generators, strict=True)]
+    calibration = _Calibration([run.may_shift and run.config.calibrates for run in runs], configs)
+    price = _Price(configs)
+    values = torch.stack([run.values for run in runs])
+    temperature = torch.tensor([[config.temperature] for config in configs])
+    necessity = torch.tensor([config.necessity_coefficient for config in configs])
+    excluded = torch.stack([_marked(space, config.exclude) for config in configs])
+    owner = [_owner(space, config) for config in configs]
+    with_complement = bool(necessity.any())
+    history: list[list[dict[str, float]]] = [[] for _ in runs]
+    with _frozen(model):
+        for step in range(n_step):
+            for group, config in zip(adam.param_groups, configs, strict=True):
+                group["lr"] = config.lr * _rate_at(step, config)
+            tau = torch.stack([own[index] for own, index in zip(taus, owner, strict=True)])
+            parts, split_values = space.split(tau), space.split(values)
+            edits = {
+                name: LearnedMask(parts[name], split_values[name], temperature=temperature, complement=with_complement)
+                for name in space.widths
+            }
+            pairs = Pairs.join([run.fit.take(next(b)) for run, b in zip(runs, batches, strict=True)])
+            with replacing(model, edits):
+                difference = logit_difference(model, pairs, n_run=1 + with_complement)
+            difference = difference.unflatten(1, (len(runs), -1))  # (circuit and complement, run, pair, 2)
+            losses = task_loss(calibration(difference[0]))  # (run,)
+            objective = losses.sum()
+            if with_complement:
+                objective = objective + (necessity * information_left(difference[1])).sum()
+            objective.backward()
+            for own, index, cost, config in zip(taus, owner, price.now, configs, strict=True):
+                assert own.grad is not None
+                slope = surrogate_derivative(own.detach(), config.temperature)
+                own.grad += cost * slope * torch.bincount(index, minlength=len(own))
+            adam.step()
+            adam.zero_grad()
+            calibration.step()
+            with torch.no_grad():
+                for own, out in zip(taus, excluded, strict=True):
+                    own.clamp_(-1, 1).masked_fill_(out, -1)
+            price.follow(losses.detach())
+            keep = torch.stack([own[index] >= 0 for own, index in zip(taus, owner, strict=True)])
+            records = [
+                {"step": step, "loss": loss, "n_node": n_node, "price": cost, "scale": scale}
+                for loss, n_node, cost, scale in zip(
+                    losses.tolist(), keep.sum(1).tolist(), price.now, calibration.scales(), strict=True
+                )
+            ]
+            for kept, record in zip(history, records, strict=True):
+                kept.append(record)
+            on_step(step, records)
+    tau = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
+    return LearnedMasks(tau=tau.masked_fill(excluded, -torch.inf), history=history)
+
+
+class _Calibration:
+    """Scale and shift of each run, learned along with the masks."""
+
+    def __init__(self, may_shift: list[bool], configs: list[PruneConfig]) -> None:
+        self.log_scale = torch.zeros(len(configs), requires_grad=True)
+        self.shift = torch.zeros(len(configs), requires_grad=True)
+        self.is_free = torch.tensor([config.calibrates for config in configs])
+        self.may_shift = torch.tensor(may_shift)
+        self.adam = torch.optim.Adam([self.log_scale, self.shift], lr=CALIBRATION_RATE)
+
+    def __call__(self, difference: Float[Tensor, "run pair 2"]) -> Float[Tensor, "run pair 2"]:
+        return difference * self.log_scale.exp()[:, None, None] + self.shift[:, None, None]
+
+    def step(self) -> None:
+        self.adam.step()
+        self.adam.zero_grad()
+        with torch.no_grad():
+            self.log_scale.clamp_(math.log(MIN_SCALE), math.log(MAX_SCALE)).mul_(self.is_free)
+            self.shift.mul_(self.may_shift)
+
+    def scales(self) -> list[float]:
+        return self.log_scale.detach().exp().tolist()
+
+
+class _Price:
+    """Price of a node in each run: fixed, or a dual variable that drives the loss to the target."""
+
+    def __init__(self, configs: list[PruneConfig]) -> None:
+        self.targets = [config.target_loss for config in configs]
+        self.is_fixed = [config.count_coefficient is not None for config in configs]
+        self.now = [PRICE_AT_START if c.count_coefficient is None else c.count_coefficient for c in configs]
+        self.mean_loss: list[float] | None = None
+
+    def follow(self, losses: Float[Tensor, " run"]) -> None:
+        new = losses.tolist()
+        old = new if self.mean_loss is None else self.mean_loss
+        self.mean_loss = [LOSS_MEMORY * a + (1 - LOSS_MEMORY) * b for a, b in zip(old, new, strict=True)]
+        for run, (loss, target) in enumerate(zip(self.mean_loss, self.targets, strict=True)):
+            if not self.is_fixed[run]:
+                self.now[run] *= math.exp(PRICE_RATE * max(-1.0, min(1.0, 1 - loss / target)))
+
+
+def _initial(space: NodeSpace, config: PruneConfig, generator: torch.Generator) -> Float[Tensor, " node"]:
+    noise = torch.randn(space.n_node, generator=generator)
+    tau = (config.init_bias + config.init_noise * noise).clamp(-1, 1)
+    return tau.masked_fill_(_marked(space, config.exclude), -1).requires_grad_()
+
+
+def _marked(space: NodeSpace, names: Sequence[str]) -> Bool[Tensor, " node"]:
+    marked = torch.zeros(space.n_node, dtype=torch.bool)
+    marked[[space.index(name) for name in names]] = True
+    return marked
+
+
+def _owner(space: NodeSpace, config: PruneConfig) -> Int[Tensor, " node"]:
+    """Return whose parameter decides each node: its own, or for a key channel that is tied the query's."""
+    owner = torch.arange(space.n_node)
+    if config.ties_query_and_key:
+        parts = dict(space.slices())
+        for name, part in parts.items():
+            if name.endswith("attn.k"):
+                owner[part] = owner[parts[name[:-1] + "q"]]
+    return owner
+
+
+@contextlib.contextmanager
+def _frozen(model: Transformer) -> Iterator[None]:
+    """Keep gradients away from the weights."""
     was_trainable = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(False)
     try:
-        for step in range(config.n_step):
-            adam.param_groups[0]["lr"] = config.lr * _rate_at(step, config)
-            parts = space.split(tau)
-            split_values = space.split(values)
-            edits = {
-                name: LearnedMask(
-                    parts[name], split_values[name], temperature=config.temperature, complement=with_complement
-                )
-                for name in space.widths
-            }
-            pairs = Pairs.join([fit.take(next(b)) for b in batches])
-            with replacing(model, edits):
-                difference = logit_difference(model, pairs, n_run=1 + with_complement)
-            difference = difference.unflatten(1, (config.n_run, -1))  # (circuit and complement, run, pair, 2)
-            losses = task_loss(difference[0])  # (run,)
-            objective = losses.sum()
-            if with_complement:
-                left = information_left(difference[1])
-                objective = objective + config.necessity_coefficient * left.sum()
-            objective.backward()
-            assert tau.grad is not None
-            tau.grad += config.count_coefficient * surrogate_derivative(tau.detach(), config.temperature)
-            adam.step()
-            adam.zero_grad()
-            with torch.no_grad():
-                tau.clamp_(-1, 1)
-            record = {
-                "loss": float(losses.detach().mean()),
-                "n_node": float((tau.detach() >= 0).sum()) / config.n_run,
-            }
-            history.append({"step": step, **record})
-            on_step(step, record)
+        yield
     finally:
         for parameter, trainable in zip(model.parameters(), was_trainable, strict=True):
             parameter.requires_grad_(trainable)
-    return LearnedMasks(tau=tau.detach(), history=history)
 
 
 def _rate_at(step: int, config: PruneConfig) -> float:

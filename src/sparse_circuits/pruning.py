@@ -12,13 +12,13 @@ from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import PruneError
-from sparse_circuits.masks import LearnedMasks, learn_masks
+from sparse_circuits.masks import LearnedMasks, MaskRun, learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.refinement import Goal, refine, scan_sizes
 from sparse_circuits.runlog import RunLog
 from sparse_circuits.scoring import fit_calibration, task_loss
-from sparse_circuits.tasks.pairs import Task
+from sparse_circuits.tasks.pairs import Pairs, Task
 
 
 def prune(
@@ -59,11 +59,24 @@ def prune(
         )
     log = RunLog(None, n_step=config.n_step, stream=progress)
 
-    def show(step: int, record: dict[str, float]) -> None:
-        log.show(step, f"{task.name}: loss {record['loss']:.3f}  {record['n_node']:,.0f} nodes")
+    def show(step: int, records: list[dict[str, float]]) -> None:
+        best = min(records, key=lambda record: record["n_node"])
+        log.show(step, f"{task.name}: loss {best['loss']:.3f}  {best['n_node']:,} nodes")
 
-    learned = learn_masks(model, fit, values, config, on_step=show)
-    keep, scanned, goal = _choose_size(evaluator, learned, task, config)
+    seeds = range(config.seed, config.seed + config.n_run)
+    runs = [
+        MaskRun(
+            fit=fit,
+            values=values,
+            config=dataclasses.replace(config, seed=seed, n_run=1),
+            may_shift=not task.answers_vary,
+        )
+        for seed in seeds
+    ]
+    learned = learn_masks(model, runs, on_step=show)
+    some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
+    without = dataclasses.replace(evaluator, pairs=Pairs.join([select, fit.take(some)]))
+    keep, scanned, goal = _choose_size(evaluator, without, learned, task, config)
 
     def show_round(record: dict[str, Any]) -> None:
         if progress is not None:
@@ -80,7 +93,7 @@ def prune(
         settings=config.to_json(),
         effects=refined.effects,
         removed=[scanned, *refined.rounds],
-        history=learned.history,
+        history=learned.history[scanned["scan"]["run"]],
     )
     difference = circuit.logit_difference(select, calibrated=False)
     circuit.calibration = fit_calibration(difference, may_shift=not task.answers_vary)
@@ -93,14 +106,14 @@ def prune(
 
 
 def _choose_size(
-    evaluator: Evaluator, learned: LearnedMasks, task: Task, config: PruneConfig
+    evaluator: Evaluator, without: Evaluator, learned: LearnedMasks, task: Task, config: PruneConfig
 ) -> tuple[Bool[Tensor, " node"], dict[str, Any], Goal]:
     """Return the smallest circuit of all runs that reaches the goal, how it was found, and the goal.
 
     If no size takes the information out of the model, the limit on AUROC is given up, and the record says so.
     """
     for max_auroc in sorted({config.max_auroc, 1.0}):
-        goal = Goal(evaluator=evaluator, target_loss=config.target_loss, max_auroc=max_auroc)
+        goal = Goal(evaluator=evaluator, without=without, target_loss=config.target_loss, max_auroc=max_auroc)
         found = [(run, *scan_sizes(goal, tau)) for run, tau in enumerate(learned.tau)]
         passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
         if passed:
@@ -110,8 +123,7 @@ def _choose_size(
     n_node = int(learned.keep.sum(1).min())
     raise PruneError(
         f"no size meets target_loss {config.target_loss} on {task.name}: masks ended with {n_node} nodes at "
-        f"loss {learned.history[-1]['loss']:.3f}; lower count_coefficient (now {config.count_coefficient}) "
-        "or raise n_step"
+        f"loss {learned.history[0][-1]['loss']:.3f}; raise target_loss or n_step"
     )
 
 

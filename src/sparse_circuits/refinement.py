@@ -15,16 +15,23 @@ from sparse_circuits.scoring import paired_auroc
 GROUP_SIZES = (128, 96, 64, 48, 36, 27, 20, 15, 11, 8, 6, 4, 3, 2, 1)
 """How many items elimination tries to remove together."""
 
+HOPELESS = 0.05
+"""Items whose removal, by what it does on a part of the split, would end this share of the target above it are not
+judged on the whole."""
+
 N_RANKING_PAIR = 48
 """Pairs of the split that sizes and removals are tried on before the whole split decides."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a candidate circuit must reach on `select`."""
+    """What a candidate circuit must reach."""
 
     evaluator: Evaluator
     """Measures candidates."""
+
+    without: Evaluator
+    """Measures the model without a candidate's nodes; more templates than the evaluator has make a limit on it hold."""
 
     target_loss: float
     """Most loss that a circuit may have, calibrated, in nats."""
@@ -39,30 +46,42 @@ class Goal:
 
         Args:
             keep: The candidates.
-            base: A mask that they mostly agree with.
+            base: A mask that they mostly agree with, and that reaches the goal.
         """
         losses = self.evaluator.losses(keep, base=base)
         passed = losses <= self.target_loss
-        if self.max_auroc < 1 and passed.any():
-            passed[passed.clone()] = self.auroc(keep[passed], base=base) <= self.max_auroc
+        asked = passed.clone()
+        if base is not None:  # a candidate with the same nodes leaves the same behind
+            asked &= (keep != base)[:, : self.without.n_node].any(1)
+        if self.max_auroc < 1 and asked.any():
+            passed[asked] = self.auroc(keep[asked], base=base) <= self.max_auroc
         return losses, passed
 
     def auroc(
         self, keep: Bool[Tensor, "run item"], *, base: Bool[Tensor, " item"] | None = None
     ) -> Float[Tensor, " run"]:
         """Return the AUROC of the model without each candidate's nodes; whichever way round, so never below 0.5."""
-        n_node = self.evaluator.n_node
-        without = torch.cat((~keep[:, :n_node], torch.ones_like(keep[:, n_node:])), 1)
-        if base is not None:
-            base = torch.cat((~base[:n_node], torch.ones_like(base[n_node:])))
-        auroc = paired_auroc(self.evaluator.differences(without, base=base)).float()
-        return torch.maximum(auroc, 1 - auroc)
+        n_node = self.without.n_node
+        auroc = paired_auroc(self.without.differences(~keep[:, :n_node], base=None if base is None else ~base[:n_node]))
+        return torch.maximum(auroc, 1 - auroc).float()
 
     def on_part(self, n_pair: int = N_RANKING_PAIR) -> "Goal":
-        """Return the same goal on some `n_pair` pairs of the split."""
-        pairs = self.evaluator.pairs
-        part = pairs.take(torch.arange(0, len(pairs), max(1, len(pairs) // n_pair)))
-        return dataclasses.replace(self, evaluator=dataclasses.replace(self.evaluator, pairs=part))
+        """Return the same goal on some `n_pair` pairs."""
+        parts = {}
+        for name, evaluator in (("evaluator", self.evaluator), ("without", self.without)):
+            step = max(1, len(evaluator.pairs) // n_pair)
+            pairs = evaluator.pairs.take(torch.arange(0, len(evaluator.pairs), step))
+            parts[name] = dataclasses.replace(evaluator, pairs=pairs)
+        return dataclasses.replace(self, **parts)
+
+    def on_part_of(self, keep: Bool[Tensor, " item"]) -> "Goal":
+        """Return the goal on a part, its target moved so that candidate and `keep` differ there by as much as they may.
+
+        What a removal does to the loss is much alike on the part and on the whole; the losses themselves are not.
+        """
+        part = self.on_part()
+        slack = self.target_loss - float(self.evaluator.losses(keep[None]))
+        return dataclasses.replace(part, target_loss=slack + float(part.evaluator.losses(keep[None])))
 
 
 def keep_top(tau: Float[Tensor, " node"], sizes: Int[Tensor, " size"]) -> Bool[Tensor, "size node"]:
@@ -83,7 +102,7 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
         The mask, or None if no size passes, and the curve: size and loss, on the part, of every size tried.
     """
     n_learned = max(int((tau >= 0).sum()), 8)
-    grid = (n_learned * torch.logspace(-2, 1, 13, base=2)).round().long().clamp(1, len(tau)).unique()
+    grid = (n_learned * torch.logspace(-2, 1, 13, base=2)).round().long().clamp(1, int(tau.isfinite().sum())).unique()
     curve: list[dict[str, float]] = []
     best: Bool[Tensor, " node"] | None = None
     part = goal.on_part()
@@ -125,7 +144,7 @@ class Refined:
     """What was removed, round after round, and the loss after it."""
 
     effects: dict[str, float]
-    """By node and edge: how much higher the calibrated loss on the split is without it, in nats."""
+    """By node and edge: how much higher the calibrated loss on a part of the split is without it, in nats."""
 
 
 def refine(
@@ -159,10 +178,8 @@ def refine(
     edges = edges_between(goal.evaluator.model, left)
     for name, mask in space.masks(items[len(keep) :]).items():
         edges[name] &= mask
-    loss = float(goal.evaluator.losses(items[None]))
-    removable = goal.evaluator.removable(items)
-    names = goal.evaluator.names(removable)
-    effects = dict(zip(names, (losses - loss).tolist(), strict=True))
+    loss = float(goal.on_part().evaluator.losses(items[None]))
+    effects = {name: without - loss for name, without in losses.items()}
     return Refined(keep=left, edges=edges, rounds=[*rounds, *in_groups, *alone], effects=effects)
 
 
@@ -189,12 +206,11 @@ def eliminate(
     Returns:
         The items left, and the rounds.
     """
-    part = goal.on_part()
     rounds: list[dict[str, Any]] = []
     while True:
-        loose = _loose_items(part, keep, among)
+        loose = _loose_items(goal.on_part_of(keep), keep, among)
         n_before = len(rounds)
-        while (found := _largest_that_can_go(goal, part, keep, loose)) is not None:
+        while (found := _largest_that_can_go(goal, keep, loose)) is not None:
             n_gone, loss = found
             keep, gone, loose = goal.evaluator.without(keep, loose[:n_gone]), loose[:n_gone], loose[n_gone:]
             rounds.append(_record(goal, keep, gone, loss))
@@ -205,8 +221,10 @@ def eliminate(
 
 def eliminate_alone(
     goal: Goal, keep: Bool[Tensor, " item"], *, on_round: Callable[[dict[str, Any]], None] = lambda _: None
-) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]], Float[Tensor, " left"]]:
+) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]], dict[str, float]]:
     """Remove items one by one, judged on the whole split, until a pass over all of them removes none.
+
+    Items whose effect on a part of the split shows that they can't go are not judged on the whole; see `HOPELESS`.
 
     Args:
         goal: What must be reached.
@@ -214,22 +232,27 @@ def eliminate_alone(
         on_round: Called with the record of each removal.
 
     Returns:
-        The items left, the rounds, and the loss without each item that is left.
+        The items left, the rounds, and by name of each item left the loss on the part without it.
     """
-    evaluator, rounds = goal.evaluator, []
+    evaluator = goal.evaluator
+    rounds: list[dict[str, Any]] = []
     while True:
+        part = goal.on_part_of(keep)
         items = evaluator.removable(keep).nonzero().flatten()
-        losses, passed = goal.judge(evaluator.without_each(keep, items), base=keep)
+        losses = part.evaluator.losses(evaluator.without_each(keep, items), base=keep)
+        likely = items[losses <= part.target_loss + HOPELESS * goal.target_loss]
+        likely = likely[goal.judge(evaluator.without_each(keep, likely), base=keep)[1]] if len(likely) else likely
         n_before = len(rounds)
-        for item in items[passed][losses[passed].argsort(stable=True)]:
+        for item in likely:
             left = evaluator.without(keep, item[None])
-            loss, still = goal.judge(left[None], base=keep)
-            if still and left[: evaluator.n_node].any():
+            loss, passed = goal.judge(left[None], base=keep)
+            if passed and left[: evaluator.n_node].any():
                 keep = left
                 rounds.append(_record(goal, keep, item[None], float(loss)))
                 on_round(rounds[-1])
         if len(rounds) == n_before:
-            return keep, rounds, losses
+            names = evaluator.names(evaluator.removable(keep))
+            return keep, rounds, dict(zip(names, losses.tolist(), strict=True))
 
 
 def _loose_items(part: Goal, keep: Tensor, among: Tensor) -> Int[Tensor, " loose"]:
@@ -247,15 +270,13 @@ def _loose_items(part: Goal, keep: Tensor, among: Tensor) -> Int[Tensor, " loose
     return items[is_loose][(loss_share + auroc_share)[is_loose].argsort(stable=True)]
 
 
-def _largest_that_can_go(
-    goal: Goal, part: Goal, keep: Tensor, loose: Int[Tensor, " loose"]
-) -> tuple[int, float] | None:
+def _largest_that_can_go(goal: Goal, keep: Tensor, loose: Int[Tensor, " loose"]) -> tuple[int, float] | None:
     """Return how many of the first loose items can go together, and the loss then; None if there is no such group."""
     sizes = [n for n in GROUP_SIZES if n <= len(loose)]
     if not sizes:
         return None
     candidates = torch.stack([goal.evaluator.without(keep, loose[:n]) for n in sizes])
-    for i in part.judge(candidates, base=keep)[1].nonzero().flatten().tolist():
+    for i in goal.on_part_of(keep).judge(candidates, base=keep)[1].nonzero().flatten().tolist():
         loss, passed = goal.judge(candidates[i][None], base=keep)
         if passed and candidates[i][: goal.evaluator.n_node].any():
             return sizes[i], float(loss)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sparse_circuits import checkpoint
 from sparse_circuits.configs import TrainConfig
-from sparse_circuits.corpus.bigram import baseline_loss, count_batches, count_corpus
+from sparse_circuits.corpus.bigram import baseline_losses, count_batches, count_corpus
 from sparse_circuits.corpus.shards import Batches, Corpus
 from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError
 from sparse_circuits.files import is_done, mark_done, read_json, write_json
@@ -195,15 +195,23 @@ class Validator:
         stored = out / "bigram_baseline.json"
         if stored.exists():
             found = read_json(stored, expect=BASELINE_FORMAT, version=VERSION)
-            self.bigram_loss: dict[str, float] = found["loss"]
+            self.losses: dict[str, dict[str, float]] = found["losses"]
         else:
             counts = count_batches(batches, corpus.tokenizer.n_vocab)
-            self.bigram_loss = {name: baseline_loss(counts, name, w) for name, w in self.windows.items()}
-            write_json(stored, {"format": BASELINE_FORMAT, "version": VERSION, "loss": self.bigram_loss})
+            found = {name: baseline_losses(counts, name, w) for name, w in self.windows.items()}
+            self.losses = {
+                "bigram_loss": {name: together for name, (together, _) in found.items()},
+                "own_bigram_loss": {name: alone for name, (_, alone) in found.items()},
+            }
+            write_json(stored, {"format": BASELINE_FORMAT, "version": VERSION, "losses": self.losses})
 
     @torch.no_grad()
     def __call__(self, model: Transformer) -> dict[str, object]:
-        """Return `validation_loss` and `bigram_loss` by source, in nats a token, and how many weights are left."""
+        """Return losses by source, in nats a token, and how many weights are left.
+
+        `validation_loss` is the model's, `bigram_loss` that of a table of all tokens trained on, `own_bigram_loss` that
+        of a table of the source's tokens alone.
+        """
         model.eval()
         loss = {
             name: sum(float(next_token_loss(model, part)) * len(part) for part in windows.split(16)) / len(windows)
@@ -213,7 +221,7 @@ class Validator:
         counted = count_nonzeros(model)
         return {
             "validation_loss": loss,
-            "bigram_loss": self.bigram_loss,
+            **self.losses,
             "n_nonzero": counted.n_nonzero,
             "n_alive_neuron": counted.n_alive_neuron,
         }

@@ -66,13 +66,17 @@ def count_batches(batches: Batches, n_vocab: int) -> dict[str, BigramCounts]:
     return {name: BigramCounts(total) for name, total in totals.items()}
 
 
-def baseline_loss(counts: dict[str, BigramCounts], source: str, windows: Int[Tensor, "window context"]) -> float:
-    """Return the best that a count table of a run's own tokens reaches on held-out windows of a source.
+def baseline_losses(
+    counts: dict[str, BigramCounts], source: str, windows: Int[Tensor, "window context"]
+) -> tuple[float, float]:
+    """Return what count tables of a run's own tokens reach on held-out windows of a source, each at its best smoothing.
 
-    Two tables are tried, each at its best smoothing: one of all tokens, and one of this source's alone.
+    Returns:
+        The loss of the table of all tokens, as the model has to predict them; and of one of this source's tokens alone,
+        which is told the source, in nats a token.
     """
     together = BigramCounts(sum((c.counts for c in counts.values()), torch.zeros(())))
-    return min(together.best_loss(windows), counts[source].best_loss(windows))
+    return together.best_loss(windows), counts[source].best_loss(windows)
 
 
 def _count(rows: np.ndarray, n_vocab: int) -> Tensor:

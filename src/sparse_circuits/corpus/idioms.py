@@ -38,7 +38,8 @@ VERSION = 1
 """Raised whenever the same seed gives other documents."""
 
 
-def _function_name(rng: Random) -> str:
+def function_name(rng: Random) -> str:
+    """Draws a verb, mostly with a thing behind it."""
     draw = rng.random()
     verb = pick(rng, words.VERBS)
     if draw < 0.4:
@@ -46,7 +47,7 @@ def _function_name(rng: Random) -> str:
     return f"{verb}_{pick(rng, words.PLURALS if draw < 0.7 else words.NOUNS)}"
 
 
-def _arguments(rng: Random) -> list[str]:
+def arguments(rng: Random) -> list[str]:
     """Draws 1 to 3 different argument names of all pools."""
     names: list[str] = []
     for _ in range(1 + int(rng.random() * 3)):
@@ -78,8 +79,8 @@ def _around(block: Piece) -> Callable[[Random], str]:
     """Makes the idiom of a function that holds a construct among other statements."""
 
     def idiom(rng: Random) -> str:
-        names = _arguments(rng)
-        text = f"def {_function_name(rng)}({', '.join(names)}):\n"
+        names = arguments(rng)
+        text = f"def {function_name(rng)}({', '.join(names)}):\n"
         if rng.random() < 0.1:
             text += docstring(rng, "    ")
         text += statements(rng, "    ", names)
@@ -105,8 +106,8 @@ def _method(rng: Random, attributes: list[str]) -> str:
     """Draws a method that works on attributes."""
     own = [f"self.{name}" for name in attributes]
     draw = rng.random()
-    more = _arguments(rng)[:2] if draw < 0.7 else []
-    text = f"    def {_function_name(rng)}({', '.join(['self', *more])}):\n"
+    more = arguments(rng)[:2] if draw < 0.7 else []
+    text = f"    def {function_name(rng)}({', '.join(['self', *more])}):\n"
     kind = rng.random()
     target = pick(rng, own)
     if kind < 0.25:
@@ -143,7 +144,7 @@ def class_flags(rng: Random) -> str:
     for _ in range(1 + int(rng.random() * 2)):
         arguments = distinct(rng, words.FLAGS, 1)
         scope = [f"self.{flag}" for flag in flags] + arguments
-        text += f"\n    def {_function_name(rng)}(self, {arguments[0]}):\n"
+        text += f"\n    def {function_name(rng)}(self, {arguments[0]}):\n"
         text += compare_or_assign(rng, "        ", scope)
         draw = rng.random()
         if draw < 0.4:
@@ -172,7 +173,7 @@ def defaults(rng: Random) -> str:
     for i in range(n_function):
         names = distinct(rng, words.NOUNS, 1 + int(rng.random() * 4))
         tail = "=None" if rng.random() < 0.5 else ""
-        text += f"def {_function_name(rng)}({', '.join([name + tail for name in names])}):\n"
+        text += f"def {function_name(rng)}({', '.join([name + tail for name in names])}):\n"
         if tail and rng.random() < 0.5:
             text += f"    if {names[0]} is None:\n        {names[0]} = {integer(rng)}\n"
         text += simple_block(rng, "    ", names)
@@ -182,15 +183,15 @@ def defaults(rng: Random) -> str:
 
 def short_function(rng: Random) -> str:
     """A function of one statement or two."""
-    names = _arguments(rng)
-    text = f"def {_function_name(rng)}({', '.join(names)}):\n"
+    names = arguments(rng)
+    text = f"def {function_name(rng)}({', '.join(names)}):\n"
     return text + simple_block(rng, "    ", names) + _ending(rng, "    ", names)
 
 
 def greeting(rng: Random) -> str:
     """A function that only says something."""
-    names = _arguments(rng)
-    text = f"def {_function_name(rng)}({', '.join(names)}):\n"
+    names = arguments(rng)
+    text = f"def {function_name(rng)}({', '.join(names)}):\n"
     return text + "".join([speak(rng, "    ", names) for _ in range(1 + int(rng.random() * 4))])
 
 
@@ -261,13 +262,13 @@ def string_constants(rng: Random) -> str:
 def script(rng: Random) -> str:
     """Statements at the top level under the guard of a script."""
     names = [pick(rng, words.NOUNS)]
-    text = f"if __name__ == {quote(rng, '__main__')}:\n    {names[0]} = {_function_name(rng)}()\n"
+    text = f"if __name__ == {quote(rng, '__main__')}:\n    {names[0]} = {function_name(rng)}()\n"
     return text + statements(rng, "    ", names) + speak(rng, "    ", names)
 
 
 def tested_call(rng: Random) -> str:
     """A test: values, a call, an assertion."""
-    call = _function_name(rng)
+    call = function_name(rng)
     name = pick(rng, words.NOUNS)
     text = f"def test_{call}():\n    {name} = {call}({number_list(rng)})\n"
     text += simple_block(rng, "    ", [name])
@@ -278,7 +279,7 @@ def search(rng: Random) -> str:
     """A function that returns the first thing that fits."""
     item, source = collection(rng, list(words.PLURALS))
     key = variable(rng)
-    text = f"def {_function_name(rng)}({source}, {key}):\n    for {item} in {source}:\n"
+    text = f"def {function_name(rng)}({source}, {key}):\n    for {item} in {source}:\n"
     text += f"        if {condition(rng, [item, key])}:\n            return {item}\n"
     text += simple_block(rng, "    ", [source, key])
     return f"{text}    return None\n"

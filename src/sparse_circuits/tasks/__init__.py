@@ -2,14 +2,57 @@
 
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import TaskError, did_you_mean
-from sparse_circuits.tasks.brackets import BracketCounting
+from sparse_circuits.tasks.brackets import BracketBrace, BracketCounting
+from sparse_circuits.tasks.branches import ElseElif, IfEquals, IfTernary, VarIf
+from sparse_circuits.tasks.definitions import ClassInit, FinalKwarg, LambdaFunc
+from sparse_circuits.tasks.loops import EnumerateRange, ForWhile, IndentFor, WhileReturnTrue
+from sparse_circuits.tasks.nonsense import Initial, UnrelatedAnswers
+from sparse_circuits.tasks.open_files import WithAs, WithOpen
 from sparse_circuits.tasks.pairs import Task
-from sparse_circuits.tasks.quotes import SingleDoubleQuote
+from sparse_circuits.tasks.quotes import FstringBrace, SingleDoubleQuote
 from sparse_circuits.tasks.sampling import Behaviour, SplitSizes, sample_task
+from sparse_circuits.tasks.values import SetOrString, SetOrStringFixedVarname, VarSwap
 from sparse_circuits.tokenizer import Tokenizer
 
-BEHAVIOURS: dict[str, Behaviour] = {b.name: b for b in (SingleDoubleQuote(), BracketCounting())}
-"""Every behaviour that there is a task for."""
+BEHAVIOURS: dict[str, Behaviour] = {
+    behaviour.name: behaviour
+    for behaviour in (
+        SingleDoubleQuote(),
+        FinalKwarg(),
+        SetOrString(),
+        SetOrStringFixedVarname(),
+        ClassInit(),
+        WithAs(),
+        BracketBrace(),
+        WithOpen(),
+        BracketCounting(),
+        ForWhile(),
+        ElseElif(),
+        FstringBrace(),
+        IfTernary(),
+        VarSwap(),
+        IndentFor(),
+        LambdaFunc(),
+        IfEquals(),
+        EnumerateRange(),
+        VarIf(),
+        WhileReturnTrue(),
+    )
+}
+"""Every behaviour that there is a task for, in the order of the paper's Table 1."""
+
+CONTROLS: dict[str, Behaviour] = {
+    behaviour.name: behaviour
+    for behaviour in (
+        UnrelatedAnswers(BEHAVIOURS["single_double_quote"], (" in", ":\n")),
+        UnrelatedAnswers(BEHAVIOURS["bracket_counting"], (".add", " +=")),
+        UnrelatedAnswers(BEHAVIOURS["for_while"], ('")\n', "')\n")),
+        UnrelatedAnswers(BEHAVIOURS["with_as"], (" enumerate", " range")),
+        UnrelatedAnswers(BEHAVIOURS["if_equals"], ("]]\n", "]\n")),
+        Initial(),
+    )
+}
+"""Rules that the corpus never follows."""
 
 
 def task(
@@ -32,8 +75,9 @@ def task(
     Raises:
         TaskError: No such task, no tokenizer, or too few pairs survive it.
     """
-    if name not in BEHAVIOURS:
+    known = BEHAVIOURS | CONTROLS
+    if name not in known:
         raise TaskError(f"no task is called {name!r}{did_you_mean(name, BEHAVIOURS)}")
     if tokenizer is None:
         raise TaskError("the model has no tokenizer; a task needs the one that it was trained with")
-    return sample_task(BEHAVIOURS[name], tokenizer, seed=seed, corpus=corpus, sizes=sizes)
+    return sample_task(known[name], tokenizer, seed=seed, corpus=corpus, sizes=sizes)

@@ -148,8 +148,8 @@ MAX_TOKENS = 64
 class PairFilter:
     """Turns text pairs into tokens, drops what the tokenizer breaks or what was there before, and counts why."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int = MAX_TOKENS) -> None:
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+    def __init__(self, tokenizer: Tokenizer, *, max_token: int = MAX_TOKENS, last_token_tells: bool = False) -> None:
+        self.tokenizer, self.max_token, self.last_token_tells = tokenizer, max_token, last_token_tells
         self.n_dropped: Counter[str] = Counter()
         self._seen: set[tuple[int, ...]] = set()
 
@@ -168,13 +168,14 @@ class PairFilter:
             answers.append(answer)
         if len(prompts[0]) != len(prompts[1]):
             return self._drop("the sides differ in length")
-        if prompts[0][-1] != prompts[1][-1]:
+        if prompts[0][-1] != prompts[1][-1] and not self.last_token_tells:
             return self._drop("the last tokens differ")
-        if len(prompts[0]) > self.max_tokens:
-            return self._drop(f"longer than {self.max_tokens} tokens")
-        if tuple(prompts[0]) in self._seen:
+        if len(prompts[0]) > self.max_token:
+            return self._drop(f"longer than {self.max_token} tokens")
+        both = {tuple(prompt) for prompt in prompts}
+        if both & self._seen:
             return self._drop("a repetition")
-        self._seen.add(tuple(prompts[0]))
+        self._seen |= both
         return prompts, answers
 
     def _drop(self, reason: str) -> None:

@@ -1,87 +1,40 @@
-"""single_double_quote: close a string with the mark that opened it."""
+"""Behaviours of strings: single_double_quote, fstring_brace."""
 
 import random
 import re
-from collections.abc import Callable, Iterator
-from typing import ClassVar
 
 from sparse_circuits.corpus import words
+from sparse_circuits.corpus.idiom_pieces import Piece, pick
 from sparse_circuits.tasks.pairs import Form, Side
-from sparse_circuits.tasks.sampling import N_CONTINUATION, Behaviour, Site
-
-_CALL = re.compile(r"""\w\((?P<mark>["'])(?P<content>[A-Za-z][A-Za-z0-9 ,]*[A-Za-z0-9])(?P=mark)\)\n(?=[ \w])""")
+from sparse_circuits.tasks.sampling import Behaviour, Site
 
 _THINGS = ("Backup", "Cache", "Worker", "Job", "Session", "Archive", "Device", "Packet", "Invoice", "Ticket")
 _STATES = ("ready now", "almost full", "out of date", "not responding", "up again", "under review", "on hold")
 _PLACES = ("in the queue", "on disk", "for today", "at startup", "by the owner", "after midnight")
+_SPEAKERS = ("emit", "announce", "complain", "whisper", "banner", "shout", "register", "parser.exit", "self.note")
 
 
-def _text(rng: random.Random) -> str:
-    """Draw a message in words that the corpus's messages don't use."""
+def _speak(rng: random.Random, pad: str, names: list[str]) -> str:
+    """Draw a call with a message, in words that the corpus's messages don't use."""
     text = rng.choice(_THINGS)
     if rng.random() < 0.8:
         text += " " + rng.choice(_STATES)
     if rng.random() < 0.5:
         text += " " + rng.choice(_PLACES)
-    return text
-
-
-def _template(code: str, after: str) -> Callable[[random.Random], Site]:
-    """Make a sampler from code with a hole for a noun, before `(` and after `)`."""
-
-    def sample(rng: random.Random) -> Site:
-        noun, other = rng.sample(words.NOUNS, 2)
-        return Site(
-            before=code.format(noun=noun, other=other), content=_text(rng), after=after.format(noun=noun, other=other)
-        )
-
-    return sample
+    return f'{pad}{rng.choice(_SPEAKERS)}("{text}")\n'
 
 
 class SingleDoubleQuote(Behaviour):
     """After `("Some text` comes `")`, after `('Some text` comes `')`.
 
-    Side 0 is the double quote. Plain form: a detector of any single quote in the context would do. Hard form: a
-    closed string of the other kind stands before on each side, so only the open one tells.
+    Side 0 is the double quote. Shortcut: a detector of any single quote in the context would do. Hard form: a closed
+    string of the other kind stands before on each side, so only the open one tells.
     """
 
     name = "single_double_quote"
-    unseen: ClassVar = {
-        "retry": _template(
-            "def retry({noun}, limit):\n    while limit:\n        limit -= 1\n        emit", "        time.sleep(1)\n"
-        ),
-        "guard": _template(
-            "def guard({noun}):\n    if {noun} is None:\n        return False\n    announce", "    return True\n"
-        ),
-        "usage": _template("import argparse\n\nparser = argparse.ArgumentParser()\nparser.exit", "args = parser\n"),
-        "decorated": _template(
-            "@cached\ndef fetch_{noun}(self):\n    self.{other} += 1\n    self.whisper", "    return self.{other}\n"
-        ),
-        "handler": _template("try:\n    connect({noun})\nexcept TimeoutError as {other}:\n    complain", "    raise\n"),
-        "module": _template("{noun}_default = 10\n{other}_default = {noun}_default * 2\nregister", "launch()\n"),
-        "coroutine": _template(
-            "async def pump({noun}, {other}):\n    await {noun}.drain()\n    {other}.note", "    return None\n"
-        ),
-        "nested": _template(
-            "def outer():\n    def inner({noun}):\n        banner", "        return {noun}\n    return inner\n"
-        ),
-        "chain": _template(
-            "def report({noun}):\n    {noun}.begin()\n    {noun}.line(1)\n    {noun}.line", "    {noun}.finish()\n"
-        ),
-        "loop": _template(
-            "for {noun} in sorted({other}, reverse=True):\n    if not {noun}:\n        continue\n    shout",
-            "    total = {noun}\n",
-        ),
-    }
-
-    def sites(self, text: str) -> Iterator[Site]:
-        """Find calls with one plain string that are followed by a line of code."""
-        for match in _CALL.finditer(text):
-            yield Site(
-                before=text[: match.start() + 1],
-                content=match["content"],
-                after=text[match.end() : match.end() + N_CONTINUATION],
-            )
+    pattern = re.compile(
+        r"""(?<=\w)\((?P<mark>["'])(?P<text>[A-Za-z][A-Za-z0-9 ,]*[A-Za-z0-9])(?P=mark)\)\n(?=[ \w])"""
+    )
 
     def sides(self, site: Site, form: Form, rng: random.Random) -> tuple[Side, Side]:
         """Open the string with either mark; hard: behind a closed string of the other kind."""
@@ -89,6 +42,46 @@ class SingleDoubleQuote(Behaviour):
 
         def side(mark: str, other: str) -> Side:
             opening = f"({mark}" if form == "plain" else f"({other}{key}{other}, {mark}"
-            return Side(prompt=f"{site.before}{opening}{site.content}", answer=f"{mark})\n", continuation=site.after)
+            return Side(
+                prompt=f"{site.before}{opening}{site.parts['text']}", answer=f"{mark})\n", continuation=site.after
+            )
 
         return side('"', "'"), side("'", '"')
+
+    def unseen_piece(self, rng: random.Random) -> Piece:
+        """Return a call in other words than the corpus's."""
+        return _speak
+
+
+class FstringBrace(Behaviour):
+    """After `print(f"Total count` comes ` {`, after `print("New total count` comes `",`.
+
+    Side 0 is the f-string; side 1 has a word more, of many, where the tokenizer makes `(f"Total` a token longer than
+    `("Total`. Shortcut: any `f"` in the context. Hard form: a finished call of the other kind stands before, the two
+    exchanged between the sides.
+    """
+
+    name = "fstring_brace"
+    idioms = ("f_strings", "conversation", "greeting")
+    pattern = re.compile(
+        rf'(?P<call>[\w.]+\()f?"(?P<start>{"|".join(words.MEASURED_STARTS)}) (?P<word>[a-z]+)'
+        r'(?: {\w+}"|", \w+|")\)\n'
+    )
+
+    def sides(self, site: Site, form: Form, rng: random.Random) -> tuple[Side, Side]:
+        """Write `f` before the string or not; hard: after a line with the other kind."""
+        call, start, word = (site.parts[name] for name in ("call", "start", "word"))
+        pad = site.before[site.before.rfind("\n") + 1 :]
+        other, value = f"{pick(rng, words.MEASURED_STARTS)} is", pick(rng, words.NOUNS)
+        filled = f"{start} {word}"
+        if rng.random() < 0.5:
+            filled = f"{pick(rng, words.TEXT_NOUNS).capitalize()} {filled.lower()}"
+        above = ("", "")
+        if form == "hard":
+            filled = f"{start} {word}"
+            closed = f'{call}"{other}", {value})', f'{call}f"{other} {{{value}}}")'
+            above = (f"{closed[0]}\n{pad}", f"{closed[1]}\n{pad}")
+        return (
+            Side(prompt=f'{site.before}{above[0]}{call}f"{start} {word}', answer=" {", continuation=f'{value}}}")\n'),
+            Side(prompt=f'{site.before}{above[1]}{call}"{filled}', answer='",', continuation=f" {value})\n"),
+        )

@@ -3,34 +3,50 @@
 import abc
 import dataclasses
 import random
+import re
 from collections.abc import Callable, Iterator
-from typing import ClassVar
 
+from sparse_circuits.corpus.idiom_pieces import Piece
 from sparse_circuits.corpus.idioms import IDIOMS
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import TaskError
-from sparse_circuits.tasks.pairs import Form, Level, PairFilter, Pairs, Side, Task, TextPair, collect, hash_splits
+from sparse_circuits.tasks.contexts import SITUATIONS, UNSEEN, Context, as_piece, in_situation
+from sparse_circuits.tasks.pairs import (
+    MAX_TOKENS,
+    Form,
+    Level,
+    PairFilter,
+    Pairs,
+    Side,
+    Task,
+    TextPair,
+    collect,
+    hash_splits,
+)
 from sparse_circuits.tokenizer import Tokenizer
 
 N_LINE = 8
 """Most lines of context before the line of a mined site."""
 
-N_CONTINUATION = 40
-"""Most characters kept of what follows a site."""
+N_FRUITLESS = 2_000
+"""Draws of code without a site, one after the other, until a sampler gives up."""
+
+Template = Callable[[random.Random], str]
+"""Draws code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
-    """A place in code where the behaviour is called for, with the part that the two sides differ in left out."""
+    """A place in code where the behaviour is called for."""
 
     before: str
-    """Code before that part, from the start of a line."""
+    """Code before it."""
 
-    content: str
-    """What stands between that part and the answer, the same on both sides."""
+    parts: dict[str, str]
+    """What stands there, by the names of the pattern's groups; a group that took no part is left out."""
 
     after: str
-    """Code after the answer."""
+    """Code after it."""
 
 
 class Behaviour(abc.ABC):
@@ -39,19 +55,34 @@ class Behaviour(abc.ABC):
     name: str
     """Name of the task."""
 
-    answers_vary = False
+    pattern: re.Pattern[str]
+    """Matches a site, with a group for each part that the sides are made of."""
+
+    idioms: tuple[str, ...] = ()
+    """The idioms in which the behaviour is called for; none if it is in many, which are then found."""
+
+    answers_vary: bool = False
     """Whether the answers differ from pair to pair."""
 
-    unseen: ClassVar[dict[str, Callable[[random.Random], Site]]]
-    """Hand-written templates in wording that the corpus does not have."""
+    last_token_tells: bool = False
+    """Whether the sides may differ in their last token: then a bigram table answers, and the card says so."""
 
-    @abc.abstractmethod
+    max_token: int = MAX_TOKENS
+    """Longer prompts are dropped."""
+
     def sites(self, text: str) -> Iterator[Site]:
         """Find the places in a piece of code where the behaviour is called for."""
+        for match in self.pattern.finditer(text):
+            parts = {name: part for name, part in match.groupdict().items() if part is not None}
+            yield Site(before=text[: match.start()], parts=parts, after=text[match.end() :])
 
     @abc.abstractmethod
     def sides(self, site: Site, form: Form, rng: random.Random) -> tuple[Side, Side]:
         """Make the two prompts at a site: `plain` with one edit, `hard` with a distractor before it."""
+
+    def unseen_piece(self, rng: random.Random) -> Piece:
+        """Return what is put into the hand-written contexts of level ii: one of the idioms."""
+        return as_piece(rng.choice(self.idioms))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,8 +115,8 @@ def sample_task(
 ) -> Task:
     """Draw a task's pairs.
 
-    The idioms in which the behaviour occurs are dealt to `fit`, `select` and `test` in turn; `test` has hand-written
-    templates beside them, and a corpus gives the split `mined` from the held-out documents of its real code.
+    The templates that the corpus has are dealt to `fit`, `select` and `test` in turn; `test` has hand-written contexts
+    beside them, and a corpus gives the split `mined` from the held-out documents of its real code.
 
     Args:
         behaviour: What to sample.
@@ -98,19 +129,21 @@ def sample_task(
         TaskError: Fewer than half the pairs wanted survive the tokenizer.
     """
     sizes = sizes or SplitSizes()
-    accept = PairFilter(tokenizer)
-    seen = seen_templates(behaviour)
-    if len(seen) < 4:
-        raise TaskError(f"task {behaviour.name}: it occurs in {len(seen)} idioms, too few to deal to three splits")
+    accept = PairFilter(tokenizer, max_token=behaviour.max_token, last_token_tells=behaviour.last_token_tells)
+    templates = seen_templates(behaviour)
+    seen = list(templates)
     dealt = {"fit": seen[0::4] + seen[2::4], "select": seen[1::4], "test": seen[3::4]}
     splits: dict[str, Pairs] = {}
 
     def draw(split: str, sources: list[tuple[Level, int]], form: Form) -> None:
         parts = []
         for level, n_pair in sources:
-            names = dealt["test" if split == "hard" else split] if level == "i" else sorted(behaviour.unseen)
+            if level == "i":
+                chosen = {name: templates[name] for name in dealt["test" if split == "hard" else split]}
+            else:
+                chosen = unseen_templates(behaviour)
             rng = random.Random(f"{behaviour.name}:{split}:{level}:{seed}")
-            drawn = _drawn_pairs(behaviour, names, level, form, rng)
+            drawn = _drawn_pairs(behaviour, chosen, level, form, rng)
             part = collect(drawn, accept, n_pair=n_pair, n_try=20 * n_pair)
             _refuse_too_few(behaviour, split, part, n_pair, accept)
             parts.append(part)
@@ -134,30 +167,46 @@ def sample_task(
     )
 
 
-def seen_templates(behaviour: Behaviour) -> list[str]:
-    """List the idioms in which the behaviour occurs often enough to draw from: in a tenth of 200 draws."""
-    found = []
+def seen_templates(behaviour: Behaviour) -> dict[str, Template]:
+    """Return samplers of code as the corpus has it, by name.
+
+    A behaviour that is in many idioms has them as templates, those in which it occurs in a tenth of 200 draws. One
+    that is in few has the kinds of statement that an idiom puts before it.
+    """
+    if behaviour.idioms:
+        return {
+            f"{idiom} after {situation}": in_situation(idiom, situation)
+            for idiom in behaviour.idioms
+            for situation in SITUATIONS
+        }
+    found: dict[str, Template] = {}
     for name, idiom in IDIOMS.items():
         rng = random.Random(name)
         if sum(any(True for _ in behaviour.sites(idiom(rng))) for _ in range(200)) >= 20:
-            found.append(name)
+            found[name] = idiom
     return found
 
 
+def unseen_templates(behaviour: Behaviour) -> dict[str, Template]:
+    """Return samplers of code with the behaviour in a hand-written context, by name."""
+
+    def sampler(context: Context) -> Template:
+        return lambda rng: context.around(behaviour.unseen_piece(rng), rng)
+
+    return {name: sampler(context) for name, context in UNSEEN.items()}
+
+
 def _drawn_pairs(
-    behaviour: Behaviour, names: list[str], level: Level, form: Form, rng: random.Random
+    behaviour: Behaviour, templates: dict[str, Template], level: Level, form: Form, rng: random.Random
 ) -> Iterator[TextPair]:
-    """Yield pairs without end, templates in turn."""
-    while True:
-        for name in names:
-            if level == "ii":
-                site = behaviour.unseen[name](rng)
-            else:
-                sites = list(behaviour.sites(IDIOMS[name](rng)))
-                if not sites:
-                    continue
-                site = rng.choice(sites)
-            yield TextPair(sides=behaviour.sides(site, form, rng), template=name, level=level)
+    """Yield pairs, templates in turn; it ends when `N_FRUITLESS` draws after another have no site."""
+    n_fruitless = 0
+    while n_fruitless < N_FRUITLESS:
+        for name, template in templates.items():
+            sites = list(behaviour.sites(template(rng)))
+            n_fruitless = 0 if sites else n_fruitless + 1
+            if sites:
+                yield TextPair(sides=behaviour.sides(rng.choice(sites), form, rng), template=name, level=level)
 
 
 def _mined_pairs(behaviour: Behaviour, corpus: Corpus, rng: random.Random) -> Iterator[TextPair]:

@@ -1,0 +1,135 @@
+"""Where a behaviour stands: situations as in the idioms, and code around it that the idioms never write."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable
+from random import Random
+
+from sparse_circuits.corpus import words
+from sparse_circuits.corpus.idiom_blocks import BLOCKS
+from sparse_circuits.corpus.idiom_pieces import (
+    Piece,
+    assign,
+    assign_names,
+    assign_numbers,
+    assign_string,
+    change,
+    comment,
+    decide,
+    docstring,
+    loop,
+    refuse,
+    speak,
+    speak_formatted,
+)
+from sparse_circuits.corpus.idioms import IDIOMS, arguments, function_name
+
+SITUATIONS: dict[str, Piece] = {
+    "nothing": lambda rng, pad, names: "",
+    "docstring": lambda rng, pad, names: docstring(rng, pad),
+    "message": speak,
+    "f-string": speak_formatted,
+    "expression": assign,
+    "numbers": assign_numbers,
+    "names": assign_names,
+    "string": assign_string,
+    "change": change,
+    "comment": comment,
+    "condition": decide,
+    "loop": loop,
+    "refusal": refuse,
+}
+"""Statements that the idioms put before a construct: the model saw them there."""
+
+
+def in_situation(idiom: str, situation: str) -> Callable[[Random], str]:
+    """Make a sampler of an idiom right after a statement of the given kind, as the corpus has it."""
+    before = SITUATIONS[situation]
+
+    def sample(rng: Random) -> str:
+        if idiom not in BLOCKS:  # a top-level idiom
+            above = before(rng, "", arguments(rng))
+            return f"{above}\n\n{IDIOMS[idiom](rng)}" if above else IDIOMS[idiom](rng)
+        names = arguments(rng)
+        head = f"def {function_name(rng)}({', '.join(names)}):\n"
+        return f"{head}{before(rng, '    ', names)}{BLOCKS[idiom](rng, '    ', names)}    return {names[0]}\n"
+
+    return sample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """Hand-written code with a hole, in wording that the corpus does not have."""
+
+    before: str
+    """Code before the hole; `{noun}` and `{other}` are names."""
+
+    pad: str
+    """Indentation of the hole."""
+
+    after: str = ""
+    """Code after it."""
+
+    def around(self, piece: Piece, rng: Random) -> str:
+        """Draw names, and put a piece into the hole."""
+        noun, other = rng.sample(words.NOUNS, 2)
+        inside = piece(rng, self.pad, [noun, other])
+        return f"{self.before}{{}}{self.after}".replace("{noun}", noun).replace("{other}", other).replace("{}", inside)
+
+
+UNSEEN: dict[str, Context] = {
+    "retry": Context(
+        before="def retry({noun}, {other}):\n    while {noun}:\n        {noun} -= 1\n        {other}.knock()\n",
+        pad="    ",
+        after="    time.sleep({noun})\n",
+    ),
+    "guard": Context(
+        before="def guard({noun}, {other}):\n    if {noun} is {other}:\n        yield {noun}\n",
+        pad="    ",
+        after="    return True\n",
+    ),
+    "usage": Context(
+        before="def usage({noun}):\n    {other} = argparse.ArgumentParser({noun})\n",
+        pad="    ",
+        after="    return {other}.parse_args()\n",
+    ),
+    "decorated": Context(
+        before="@cached\ndef fetch_{noun}(self):\n    self.{other} += 1\n",
+        pad="    ",
+        after="    return self.{other}\n",
+    ),
+    "handler": Context(
+        before="try:\n    connect({noun})\nexcept TimeoutError as {other}:\n", pad="    ", after="    raise\n"
+    ),
+    "coroutine": Context(
+        before="async def pump({noun}, {other}):\n    await {noun}.drain()\n", pad="    ", after="    return None\n"
+    ),
+    "typed": Context(
+        before="def scan({noun}: int, {other}: str) -> bool:\n    assert {noun} >= 2\n",
+        pad="    ",
+        after="    return {noun} >= 10\n",
+    ),
+    "chain": Context(
+        before="def report({noun}, {other}):\n    {noun}.begin().line(1).line({other})\n",
+        pad="    ",
+        after="    {noun}.finish()\n",
+    ),
+    "loop": Context(
+        before="for {noun} in sorted({other}, reverse=True):\n    del {noun}.cached\n",
+        pad="    ",
+        after="    yield {noun}\n",
+    ),
+    "starred": Context(
+        before="def spread(*{noun}, **{other}):\n    {noun} = [*{noun}, *{other}]\n",
+        pad="    ",
+        after="    return {noun}, {other}\n",
+    ),
+}
+"""Contexts of level ii by name."""
+
+
+def as_piece(idiom: str) -> Piece:
+    """Return an idiom as a piece that can stand at any indentation."""
+    if idiom in BLOCKS:
+        return BLOCKS[idiom]
+    return lambda rng, pad, names: textwrap.indent(IDIOMS[idiom](rng), pad)

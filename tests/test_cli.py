@@ -39,7 +39,7 @@ def test_help_names_every_command_and_needs_no_torch():
         "try: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for name in ("demo", "corpus", "train", "tasks", "prune", "verify", "view", "inspect", "predict"):
+    for name in ("demo", "corpus", "audit", "train", "tasks", "prune", "verify", "view", "inspect", "predict"):
         assert name in done.stdout
 
 

@@ -262,6 +262,37 @@ def test_refinement_leaves_the_known_nodes_and_edges_and_nothing_of_them_can_go(
     assert list(refined.effects.values()) == pytest.approx([CHANCE - loss] * 5, abs=1e-5)
 
 
+def test_refinement_ends_as_small_as_the_smallest_subset_that_reaches_the_goal():
+    model, task = hand_built_model(), hand_built_task()
+    evaluator = _evaluator(model, task)
+    extra = [
+        "0.attn.act_in:1",
+        "0.attn.v:1",
+        "0.attn.resid_delta:4",
+        "0.mlp.act_in:1",
+        "0.mlp.post_act:2",
+        "0.attn.k:0",
+    ]
+    candidates = torch.tensor([NodeSpace.of(model.config).index(name) for name in [*NODES, *extra]])
+    subsets = torch.zeros(2 ** len(candidates), evaluator.n_node, dtype=torch.bool)
+    for bit, node in enumerate(candidates.tolist()):
+        subsets[:, node] = (torch.arange(len(subsets)) >> bit) % 2 == 1
+    goal = Goal(evaluator=evaluator, without=evaluator, target_loss=0.1, max_auroc=0.6)
+    _, passed = goal.judge(subsets)
+    smallest = int(subsets[passed].sum(1).min())
+    refined = refine(goal, _kept(model, [*NODES, *extra]))
+    assert int(refined.keep.sum()) == smallest == 3
+
+
+def test_matching_the_model_asks_for_its_confidence_and_labels_do_not():
+    model, task = hand_built_model(), hand_built_task()
+    circuit = prune(model, task, QUICK, goal="model", target_loss=0.02)
+    assert set(NODES) <= set(circuit.node_names())
+    assert circuit.losses["match"] <= 0.02
+    assert circuit.losses["r_squared"] > 0.9
+    assert (circuit.calibration.scale, circuit.calibration.shift) == (1.0, 0.0)
+
+
 def test_an_edge_that_says_nothing_of_the_answer_is_cut_though_its_nodes_stay():
     model, task = hand_built_model(), hand_built_task()
     with torch.no_grad():

@@ -22,8 +22,10 @@ from sparse_circuits.scoring import (
     fit_calibration,
     fit_calibrations,
     logit_difference,
+    match_loss,
     pair_loss,
     paired_auroc,
+    r_squared,
     task_loss,
 )
 from sparse_circuits.tasks.pairs import Pairs
@@ -211,3 +213,21 @@ def test_batches_of_any_size_give_the_same_differences(
     expected = logit_difference(model, pairs, n_run=n_run).detach()
     found = all_logit_differences(model, pairs, n_run=n_run, n_row=n_row)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_against_the_model_is_zero_only_at_its_own_answers() -> None:
+    wanted = torch.tensor([[2.0, -1.0], [0.0, 0.5]])
+    assert float(match_loss(wanted, wanted)) == pytest.approx(0, abs=1e-7)
+    p, q = torch.sigmoid(wanted), torch.sigmoid(wanted + 1)
+    by_hand = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    assert float(match_loss(wanted + 1, wanted)) == pytest.approx(float(by_hand), rel=1e-5)
+    assert match_loss(torch.stack((wanted, wanted + 1)), wanted).shape == (2,)
+
+
+def test_r_squared_is_one_for_any_line_and_zero_for_what_is_unrelated() -> None:
+    model = torch.tensor([[1.0, -1.0], [2.0, 0.0]])
+    assert r_squared(3 * model - 5, model) == pytest.approx(1)
+    assert r_squared(torch.tensor([[1.0, 1.0], [0.0, 2.0]]), torch.tensor([[1.0, -1.0], [0.0, 0.0]])) == pytest.approx(
+        0
+    )
+    assert r_squared(torch.ones(2, 2), model) == 0.0

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from sparse_circuits.configs import TrainConfig as TrainConfig
     from sparse_circuits.corpus.shards import Corpus as Corpus
     from sparse_circuits.corpus.shards import build as build_corpus  # noqa: F401
+    from sparse_circuits.ensemble import prune_seeds as prune_seeds
     from sparse_circuits.errors import SparseCircuitsError as SparseCircuitsError
     from sparse_circuits.examples import example as example
     from sparse_circuits.faithfulness import verify as verify
     from sparse_circuits.loading import load as load
     from sparse_circuits.model import Transformer as Transformer
     from sparse_circuits.pruning import prune as prune
+    from sparse_circuits.survey import prune_all as prune_all
     from sparse_circuits.taps import cutting as cutting
     from sparse_circuits.taps import reading as reading
     from sparse_circuits.taps import replacing as replacing
@@ -41,11 +43,13 @@ _HOMES = {
     "Corpus": "corpus.shards",
     "build_corpus": "corpus.shards",
     "SparseCircuitsError": "errors",
+    "prune_seeds": "ensemble",
     "example": "examples",
     "verify": "faithfulness",
     "load": "loading",
     "Transformer": "model",
     "prune": "pruning",
+    "prune_all": "survey",
     "cutting": "taps",
     "reading": "taps",
     "replacing": "taps",

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparse_circuits.edges import EdgeSpace
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference, task_loss
+from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference, match_loss, task_loss
 from sparse_circuits.taps import cutting, replacing
 from sparse_circuits.tasks.pairs import Pairs
 
@@ -43,6 +43,9 @@ class Evaluator:
     may_shift: bool
     """Whether the calibration has a shift."""
 
+    wanted: Float[Tensor, "pair 2"] | None = None
+    """Differences that candidates have to match; None asks for the right answers, calibrated."""
+
     edges: EdgeSpace = dataclasses.field(default_factory=lambda: EdgeSpace({}, {}))
     """Edges that may be cut."""
 
@@ -54,6 +57,11 @@ class Evaluator:
     @functools.cached_property
     def _ends(self) -> Int[Tensor, "edge 2"]:
         return self.edges.node_ends(NodeSpace.of(self.model.config))
+
+    def on(self, chosen: Int[Tensor, " chosen"]) -> "Evaluator":
+        """Return the same on some pairs of the split."""
+        wanted = None if self.wanted is None else self.wanted[chosen]
+        return dataclasses.replace(self, pairs=self.pairs.take(chosen), wanted=wanted)
 
     def removable(self, keep: Bool[Tensor, " item"]) -> Bool[Tensor, " item"]:
         """Mark the items that a candidate can lose: its nodes, and its edges between them."""
@@ -109,8 +117,10 @@ class Evaluator:
     def losses(
         self, keep: Bool[Tensor, "run item"], *, base: Bool[Tensor, " item"] | None = None
     ) -> Float[Tensor, " run"]:
-        """Return each candidate's task loss after its own calibration, in nats."""
+        """Return each candidate's task loss after its own calibration, or its loss against the wanted, in nats."""
         difference = self.differences(keep, base=base)
+        if self.wanted is not None:
+            return match_loss(difference, self.wanted)
         fitted = fit_calibrations(difference, may_shift=self.may_shift)
         return task_loss(calibrated(difference, fitted))
 

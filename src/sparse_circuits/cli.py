@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sparse_circuits import configs
+from sparse_circuits import presets
 from sparse_circuits.configs import CorpusConfig, DemoConfig, PruneConfig, TrainConfig
 from sparse_circuits.errors import SparseCircuitsError
 from sparse_circuits.settings import Config
@@ -18,7 +18,6 @@ app = tyro.extras.SubcommandApp()
 
 Out = Annotated[Path, tyro.conf.arg(help="Folder to write.")]
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on stdout.", name="json")]
-Task = Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="Name of the task.")]
 ModelFolder = Annotated[
     Path, tyro.conf.Positional, tyro.conf.arg(help="A run folder, a checkpoint, or a release's folder.")
 ]
@@ -34,7 +33,7 @@ def _presets(kind: dict[str, Any]) -> Callable[[], Any]:
 
 @app.command
 def demo(
-    config: Annotated[DemoConfig, tyro.conf.arg(name="", constructor_factory=_presets(configs.DEMO_PRESETS))],
+    config: Annotated[DemoConfig, tyro.conf.arg(name="", constructor_factory=_presets(presets.DEMO_PRESETS))],
     out: Out = Path("runs/demo"),
     json: Json = False,
 ) -> None:
@@ -66,8 +65,21 @@ def corpus(config: Annotated[CorpusConfig, tyro.conf.arg(name="")], out: Out, js
 
 
 @app.command
+def audit(
+    corpus: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="A finished corpus.")], json: Json = False
+) -> None:
+    """Say whether a corpus and the tasks fit together, and note it in the corpus's index."""
+    from sparse_circuits import audit as audits
+    from sparse_circuits.corpus.shards import Corpus
+
+    report = audits.audit(Corpus(corpus))
+    _tell(report, audits.table(report), json=json)
+    _wrote(corpus / "index.json")
+
+
+@app.command
 def train(
-    config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor_factory=_presets(configs.TRAIN_PRESETS))],
+    config: Annotated[TrainConfig, tyro.conf.arg(name="", constructor_factory=_presets(presets.TRAIN_PRESETS))],
     out: Out,
     corpus: Annotated[Path, tyro.conf.arg(help="A finished corpus.")],
     dry_run: Annotated[bool, tyro.conf.arg(help="Say what it will take, and stop.")] = False,
@@ -119,20 +131,49 @@ def tasks(
 @app.command
 def prune(
     model: ModelFolder,
-    task: Task,
     out: Out,
     config: Annotated[PruneConfig, tyro.conf.arg(name="")],
+    task: Annotated[
+        str | None, tyro.conf.Positional, tyro.conf.arg(help="Name of the task, or a .jsonl or .csv file of pairs.")
+    ] = None,
+    all: Annotated[bool, tyro.conf.arg(help="Every task that the model solves, each in a folder of OUT.")] = False,
+    controls: Annotated[bool, tyro.conf.arg(help="With --all: the nonsense tasks too.")] = False,
+    seeds: Annotated[int, tyro.conf.arg(help="Prune one task from this many seeds, and compare the circuits.")] = 1,
     json: Json = False,
 ) -> None:
-    """Cut out the circuit behind a task."""
+    """Cut out the circuit behind a task, or those behind all tasks."""
+    from sparse_circuits.errors import ConfigError
     from sparse_circuits.files import refuse_finished
     from sparse_circuits.loading import load
     from sparse_circuits.pruning import prune as cut_out
     from sparse_circuits.runlog import terminal
 
+    if all == (task is not None):
+        raise ConfigError("name one task, or say --all" if task is None else f"{task} and --all: say one of them")
+    if all:
+        from sparse_circuits import survey
+
+        opened = load(model)
+        summary = survey.prune_all(
+            opened, out, config, controls=controls, corpus=_corpus_of(opened), progress=terminal()
+        )
+        _tell(summary, survey.table(summary), json=json)
+        _wrote(out / "summary.json")
+        return
+    assert task is not None
     refuse_finished(out, "circuit")
     opened = load(model)
-    circuit = cut_out(opened, _task(task, opened, config.seed), config, progress=terminal())
+    made = _task(task, opened, config.seed)
+    for line, reason in made.dropped_rows.items():
+        _say(f"{task}, line {line} dropped: {reason}")
+    if seeds > 1:
+        from sparse_circuits import ensemble
+
+        found = ensemble.prune_seeds(opened, made, out, config, n_seed=seeds, progress=terminal())
+        _tell(found, ensemble.table(found), json=json)
+        _wrote(out / "ensemble.json")
+        return
+    circuit = cut_out(opened, made, config, progress=terminal())
     circuit.save(out)
     told = {"n_node": circuit.n_node, "n_node_total": circuit.n_node_total, "n_edge": circuit.n_edge, **circuit.losses}
     _tell(told, str(circuit), json=json)
@@ -146,7 +187,7 @@ def verify(circuit: CircuitFolder, json: Json = False) -> None:
     from sparse_circuits.faithfulness import verify as check
 
     opened = Circuit.load(circuit)
-    task = _task(opened.task["name"], opened.model, opened.task["seed"])
+    task = _task(opened.task.get("path") or opened.task["name"], opened.model, opened.task["seed"])
     report = check(opened, task, folder=circuit, on_step=_say)
     _tell(report.to_json(), str(report), json=json)
     _wrote(circuit / "report.json")
@@ -225,17 +266,23 @@ def main() -> None:
 
 def _task(name: str, model: Any, seed: int) -> Any:
     """Make a task for a model, with mined pairs if the run's corpus is still there."""
-    from sparse_circuits.ablation import run_of
-    from sparse_circuits.errors import CorpusError, FormatError
     from sparse_circuits.tasks import task
 
-    corpus = None
-    if model.folder is not None:
-        try:
-            _, corpus = run_of(model.folder)
-        except (CorpusError, FormatError) as error:
-            _say(f"no mined pairs: {error}")
-    return task(name, model.tokenizer, seed=seed, corpus=corpus)
+    return task(name, model.tokenizer, seed=seed, corpus=_corpus_of(model))
+
+
+def _corpus_of(model: Any) -> Any:
+    """Return the corpus that a model's run was trained on, if it is still there."""
+    from sparse_circuits.ablation import run_of
+    from sparse_circuits.errors import CorpusError, FormatError
+
+    if model.folder is None:
+        return None
+    try:
+        return run_of(model.folder)[1]
+    except (CorpusError, FormatError) as error:
+        _say(f"no mined pairs: {error}")
+        return None
 
 
 def _tell(data: dict[str, Any], text: str, *, json: bool) -> None:

@@ -332,7 +332,11 @@ class PruneConfig(Config):
     """How a circuit is cut out (paper section 2.2, appendix A.2)."""
 
     target_loss: float = 0.15
-    """Task loss that the circuit may have on the select split after calibration, in nats a side."""
+    """Loss that the circuit may have on the select split, in nats: of the task after calibration, or against the
+    model."""
+
+    goal: Literal["labels", "model"] = "labels"
+    """Do the task, or answer as the model does, its errors and its confidence included, without calibration."""
 
     max_auroc: float = 0.6
     """Refinement keeps the AUROC of the model without the circuit (on select) at or below this where it can; 1 asks for
@@ -438,43 +442,3 @@ class DemoConfig(Config):
             self.corpus.n_vocab == self.train.model.n_vocab,
             f"corpus.n_vocab is {self.corpus.n_vocab}, train.model.n_vocab {self.train.model.n_vocab}; make them equal",
         )
-
-
-SMALL = TrainConfig(n_token=7_200_000, optimizer=OptimizerConfig(lr=0.012), checkpoint_every=250)
-"""Three layers that learn in some eight minutes on two cores."""
-
-DENSE = dataclasses.replace(
-    SMALL,
-    model=dataclasses.replace(SMALL.model, act_density=None),
-    sparsity=SparsityConfig(matrix_density=1.0, embedding_density=1.0, bias_density=1.0, n_alive=0, anneal="none"),
-    optimizer=OptimizerConfig(lr=0.004, scale_lr_with_density=False),
-)
-"""The same shape with every weight and activation free."""
-
-TINY = TrainConfig(
-    model=ModelConfig(n_vocab=1024, n_ctx=64, n_layer=2, d_model=64, n_head=4, d_mlp=256),
-    sparsity=SparsityConfig(matrix_density=0.25, embedding_density=0.25),
-    optimizer=OptimizerConfig(lr=0.02),
-    shares={"idioms": 1.0},
-    context=64,
-    batch_size=8,
-    n_token=1_000_000,
-    n_validation_token=8_192,
-    validate_every=1_000,
-)
-"""Two layers that learn to close quotes, more or less, in half a minute."""
-
-TRAIN_PRESETS = {"small": SMALL, "tiny": TINY, "dense": DENSE}
-"""Training settings to start from."""
-
-DEMO_PRESETS = {
-    "small": DemoConfig(train=SMALL, prune=PruneConfig(cuts_edges=False)),
-    "tiny": DemoConfig(
-        corpus=CorpusConfig(sources=("idioms",), n_vocab=1024, max_token=1_200_000, n_tokenizer_byte=2_000_000),
-        train=TINY,
-        prune=PruneConfig(n_step=100, n_mean_token=50_000, target_loss=0.45),
-        tasks=("single_double_quote",),
-        n_set=20,
-    ),
-}
-"""Demos to start from: `small` takes a quarter of an hour, `tiny` a minute."""

@@ -19,6 +19,7 @@ from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import prune
 from sparse_circuits.runlog import read_records
 from sparse_circuits.sparsity import count_nonzeros
+from sparse_circuits.tables import aligned
 from sparse_circuits.tasks import task as make_task
 from sparse_circuits.training import train
 
@@ -181,6 +182,5 @@ def table(summary: dict[str, Any]) -> str:
     for key, label in labels.items():
         values = [summary["tasks"][name][key] for name in names]
         rows.append([label, *(f"{v:,}" if isinstance(v, int) else f"{v:.3f}" for v in values)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines += ["", *("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    lines += ["", *aligned(rows)]
     return "\n".join(lines)

@@ -15,7 +15,15 @@ from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.scoring import CHANCE, MAX_SCALE, MIN_SCALE, logit_difference, task_loss
+from sparse_circuits.scoring import (
+    CHANCE,
+    MAX_SCALE,
+    MIN_SCALE,
+    all_logit_differences,
+    logit_difference,
+    match_loss,
+    task_loss,
+)
 from sparse_circuits.taps import replacing
 from sparse_circuits.tasks.pairs import Pairs
 
@@ -30,6 +38,9 @@ PRICE_AT_START = 2e-3
 
 PRICE_RATE = 0.05
 """How fast the price follows the loss: its logarithm moves by at most this much a step."""
+
+LOST = 2.0
+"""A run that ends with more than this many times its target loss has fallen apart."""
 
 LOSS_MEMORY = 0.95
 """Share that the running mean of the loss, which the price follows, keeps from step to step."""
@@ -177,8 +188,9 @@ def learn_masks(
         fused=True,
     )
     batches = [_endless_batches(run.fit, n_pair, g) for run, g in zip(runs, generators, strict=True)]
-    calibration = _Calibration([run.may_shift and run.config.calibrates for run in runs], configs)
+    calibration = _Calibration(runs)
     price = _Price(configs)
+    targets = [all_logit_differences(model, run.fit)[0] if run.config.goal == "model" else None for run in runs]
     values = torch.stack([run.values for run in runs])
     temperature = torch.tensor([[config.temperature] for config in configs])
     necessity = torch.tensor([config.necessity_coefficient for config in configs])
@@ -186,6 +198,7 @@ def learn_masks(
     owner = [_owner(space, config) for config in configs]
     with_complement = bool(necessity.any())
     history: list[list[dict[str, float]]] = [[] for _ in runs]
+    last_good = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
     with _frozen(model):
         for step in range(n_step):
             for group, config in zip(adam.param_groups, configs, strict=True):
@@ -196,11 +209,17 @@ def learn_masks(
                 name: LearnedMask(parts[name], split_values[name], temperature=temperature, complement=with_complement)
                 for name in space.widths
             }
-            pairs = Pairs.join([run.fit.take(next(b)) for run, b in zip(runs, batches, strict=True)])
+            chosen = [next(b) for b in batches]
+            pairs = Pairs.join([run.fit.take(index) for run, index in zip(runs, chosen, strict=True)])
             with replacing(model, edits):
                 difference = logit_difference(model, pairs, n_run=1 + with_complement)
             difference = difference.unflatten(1, (len(runs), -1))  # (circuit and complement, run, pair, 2)
-            losses = task_loss(calibration(difference[0]))  # (run,)
+            losses = torch.stack(
+                [
+                    task_loss(given) if wanted is None else match_loss(given, wanted[index])
+                    for given, wanted, index in zip(calibration(difference[0]), targets, chosen, strict=True)
+                ]
+            )
             objective = losses.sum()
             if with_complement:
                 objective = objective + (necessity * information_left(difference[1])).sum()
@@ -216,6 +235,9 @@ def learn_masks(
                 for own, out in zip(taus, excluded, strict=True):
                     own.clamp_(-1, 1).masked_fill_(out, -1)
             price.follow(losses.detach())
+            tau = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
+            is_good = (losses.detach() <= price.target) & price.is_met()
+            last_good = torch.where(is_good[:, None], tau, last_good)
             keep = torch.stack([own[index] >= 0 for own, index in zip(taus, owner, strict=True)])
             records = [
                 {"step": step, "loss": loss, "n_node": n_node, "price": cost, "scale": scale}
@@ -227,17 +249,19 @@ def learn_masks(
                 kept.append(record)
             on_step(step, records)
     tau = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
+    # Masks that fell apart have no gradient to come back by: then the last ones that reached the target count.
+    tau = torch.where(price.is_lost()[:, None], last_good, tau)
     return LearnedMasks(tau=tau.masked_fill(excluded, -torch.inf), history=history)
 
 
 class _Calibration:
     """Scale and shift of each run, learned along with the masks."""
 
-    def __init__(self, may_shift: list[bool], configs: list[PruneConfig]) -> None:
-        self.log_scale = torch.zeros(len(configs), requires_grad=True)
-        self.shift = torch.zeros(len(configs), requires_grad=True)
-        self.is_free = torch.tensor([config.calibrates for config in configs])
-        self.may_shift = torch.tensor(may_shift)
+    def __init__(self, runs: Sequence[MaskRun]) -> None:
+        self.log_scale = torch.zeros(len(runs), requires_grad=True)
+        self.shift = torch.zeros(len(runs), requires_grad=True)
+        self.is_free = torch.tensor([run.config.calibrates and run.config.goal == "labels" for run in runs])
+        self.may_shift = self.is_free & torch.tensor([run.may_shift for run in runs])
         self.adam = torch.optim.Adam([self.log_scale, self.shift], lr=CALIBRATION_RATE)
 
     def __call__(self, difference: Float[Tensor, "run pair 2"]) -> Float[Tensor, "run pair 2"]:
@@ -258,18 +282,24 @@ class _Price:
     """Price of a node in each run: fixed, or a dual variable that drives the loss to the target."""
 
     def __init__(self, configs: list[PruneConfig]) -> None:
-        self.targets = [config.target_loss for config in configs]
+        self.target = torch.tensor([config.target_loss for config in configs])
         self.is_fixed = [config.count_coefficient is not None for config in configs]
         self.now = [PRICE_AT_START if c.count_coefficient is None else c.count_coefficient for c in configs]
-        self.mean_loss: list[float] | None = None
+        self.mean_loss = torch.zeros(len(configs))
+        self.n_seen = 0
 
     def follow(self, losses: Float[Tensor, " run"]) -> None:
-        new = losses.tolist()
-        old = new if self.mean_loss is None else self.mean_loss
-        self.mean_loss = [LOSS_MEMORY * a + (1 - LOSS_MEMORY) * b for a, b in zip(old, new, strict=True)]
-        for run, (loss, target) in enumerate(zip(self.mean_loss, self.targets, strict=True)):
+        self.mean_loss = losses if self.n_seen == 0 else torch.lerp(losses, self.mean_loss, LOSS_MEMORY)
+        self.n_seen += 1
+        for run, distance in enumerate((1 - self.mean_loss / self.target).clamp(-1, 1).tolist()):
             if not self.is_fixed[run]:
-                self.now[run] *= math.exp(PRICE_RATE * max(-1.0, min(1.0, 1 - loss / target)))
+                self.now[run] *= math.exp(PRICE_RATE * distance)
+
+    def is_met(self) -> Bool[Tensor, " run"]:
+        return self.mean_loss <= self.target
+
+    def is_lost(self) -> Bool[Tensor, " run"]:
+        return self.mean_loss > LOST * self.target
 
 
 def _initial(space: NodeSpace, config: PruneConfig, generator: torch.Generator) -> Float[Tensor, " node"]:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, TextIO
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_circuits.ablation import ablation_values
@@ -14,10 +14,9 @@ from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import PruneError
 from sparse_circuits.masks import LearnedMasks, MaskRun, learn_masks
 from sparse_circuits.model import Transformer
-from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.refinement import Goal, refine, scan_sizes
+from sparse_circuits.refinement import Goal, loss_at_sizes, refine, scan_sizes
 from sparse_circuits.runlog import RunLog
-from sparse_circuits.scoring import fit_calibration, task_loss
+from sparse_circuits.scoring import all_logit_differences, fit_calibration, match_loss, r_squared, task_loss
 from sparse_circuits.tasks.pairs import Pairs, Task
 
 
@@ -48,34 +47,19 @@ def prune(
     config = dataclasses.replace(config or PruneConfig(), **settings)
     fit, select = task.split("fit"), task.split("select")
     values = ablation_values(model, config.ablation, fit=fit, n_token=config.n_mean_token)
-    evaluator = Evaluator(model=model, pairs=select, values=values, may_shift=not task.answers_vary)
-    space = NodeSpace.of(model.config)
-    whole = torch.ones(1, space.n_node, dtype=torch.bool)
-    model_loss = float(evaluator.losses(whole))
-    if model_loss > config.target_loss:
+    full = all_logit_differences(model, select)[0]
+    wanted = full if config.goal == "model" else None
+    evaluator = Evaluator(model=model, pairs=select, values=values, may_shift=not task.answers_vary, wanted=wanted)
+    model_loss = float(evaluator.losses(torch.ones(1, evaluator.n_node, dtype=torch.bool)))
+    if model_loss > config.target_loss and not task.is_control:
         raise PruneError(
             f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
             f"{task.name} (select) is {model_loss:.3f}; train longer, or set target_loss above that"
         )
-    log = RunLog(None, n_step=config.n_step, stream=progress)
-
-    def show(step: int, records: list[dict[str, float]]) -> None:
-        best = min(records, key=lambda record: record["n_node"])
-        log.show(step, f"{task.name}: loss {best['loss']:.3f}  {best['n_node']:,} nodes")
-
-    seeds = range(config.seed, config.seed + config.n_run)
-    runs = [
-        MaskRun(
-            fit=fit,
-            values=values,
-            config=dataclasses.replace(config, seed=seed, n_run=1),
-            may_shift=not task.answers_vary,
-        )
-        for seed in seeds
-    ]
-    learned = learn_masks(model, runs, on_step=show)
+    learned = _learn(model, task, values, config, progress)
     some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
-    without = dataclasses.replace(evaluator, pairs=Pairs.join([select, fit.take(some)]))
+    more = Pairs.join([select, fit.take(some)])
+    without = dataclasses.replace(evaluator, pairs=more, wanted=None)
     keep, scanned, goal = _choose_size(evaluator, without, learned, task, config)
 
     def show_round(record: dict[str, Any]) -> None:
@@ -89,20 +73,45 @@ def prune(
         keep=refined.keep,
         edges=refined.edges,
         values=values,
-        task={"name": task.name, "hash": task.hash, "seed": task.seed, "example": _example(model, task)},
+        task={
+            "name": task.name,
+            "hash": task.hash,
+            "seed": task.seed,
+            "path": task.path,
+            "example": _example(model, task),
+        },
         settings=config.to_json(),
         effects=refined.effects,
         removed=[scanned, *refined.rounds],
         history=learned.history[scanned["scan"]["run"]],
     )
     difference = circuit.logit_difference(select, calibrated=False)
-    circuit.calibration = fit_calibration(difference, may_shift=not task.answers_vary)
+    if config.goal == "labels":
+        circuit.calibration = fit_calibration(difference, may_shift=not task.answers_vary)
     circuit.losses = {
         "circuit": float(task_loss(circuit.calibration(difference))),
         "circuit_uncalibrated": float(task_loss(difference)),
         "model": model_loss,
+        "match": float(match_loss(difference, full)),
+        "r_squared": r_squared(difference, full),
     }
     return circuit
+
+
+def _learn(
+    model: Transformer, task: Task, values: Float[Tensor, " node"], config: PruneConfig, progress: TextIO | None
+) -> LearnedMasks:
+    """Learn `n_run` masks from different seeds, with a progress line."""
+    log = RunLog(None, n_step=config.n_step, stream=progress)
+
+    def show(step: int, records: list[dict[str, float]]) -> None:
+        best = min(records, key=lambda record: record["n_node"])
+        log.show(step, f"{task.name}: loss {best['loss']:.3f}  {best['n_node']:,} nodes")
+
+    configs = [dataclasses.replace(config, seed=config.seed + run, n_run=1) for run in range(config.n_run)]
+    fit, may_shift = task.split("fit"), not task.answers_vary
+    runs = [MaskRun(fit=fit, values=values, config=config, may_shift=may_shift) for config in configs]
+    return learn_masks(model, runs, on_step=show)
 
 
 def _choose_size(
@@ -118,7 +127,8 @@ def _choose_size(
         passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
         if passed:
             size, run, keep, curve = min(passed, key=lambda one: one[:2])
-            scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve}
+            sizes = loss_at_sizes(goal.on_part().evaluator, learned.tau[run])
+            scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve, "sizes": sizes}
             return keep, {"scan": scan}, goal
     n_node = int(learned.keep.sum(1).min())
     raise PruneError(

@@ -70,8 +70,7 @@ class Goal:
         parts = {}
         for name, evaluator in (("evaluator", self.evaluator), ("without", self.without)):
             step = max(1, len(evaluator.pairs) // n_pair)
-            pairs = evaluator.pairs.take(torch.arange(0, len(evaluator.pairs), step))
-            parts[name] = dataclasses.replace(evaluator, pairs=pairs)
+            parts[name] = evaluator.on(torch.arange(0, len(evaluator.pairs), step))
         return dataclasses.replace(self, **parts)
 
     def on_part_of(self, keep: Bool[Tensor, " item"]) -> "Goal":
@@ -120,6 +119,13 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
         if len(grid) == 0:
             break
     return best, sorted(curve, key=lambda point: point["n_node"])
+
+
+def loss_at_sizes(evaluator: Evaluator, tau: Float[Tensor, " node"]) -> list[dict[str, float]]:
+    """Return the loss of the best-ranked nodes at sizes of a geometric grid, two a doubling, up to all nodes."""
+    sizes = torch.tensor([*(round(2 ** (i / 2)) for i in range(64) if 2 ** (i / 2) < len(tau)), len(tau)]).unique()
+    losses = evaluator.losses(keep_top(tau, sizes))
+    return [{"n_node": n, "loss": loss} for n, loss in zip(sizes.tolist(), losses.tolist(), strict=True)]
 
 
 def _first_to_pass(goal: Goal, keep: Bool[Tensor, "run item"], likely: Bool[Tensor, " run"]) -> int | None:

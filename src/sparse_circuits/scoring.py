@@ -69,6 +69,25 @@ def task_loss(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run"]
     return pair_loss(difference).mean(-1)
 
 
+def match_loss(difference: Float[Tensor, "*run pair 2"], wanted: Float[Tensor, "pair 2"]) -> Float[Tensor, "*run"]:
+    """Return how far answers are from the wanted ones: KL(wanted ‖ given) over the two answers, nats a prompt.
+
+    Zero exactly where the differences agree, whatever the labels; a rule that the model does not follow has no fit.
+
+    Source: ours; the paper prunes to the labels.
+    """
+    p = torch.sigmoid(wanted)
+    entropy = F.softplus(wanted) - p * wanted
+    return (F.softplus(difference) - p * difference - entropy).mean((-1, -2))
+
+
+def r_squared(difference: Float[Tensor, "pair 2"], model: Float[Tensor, "pair 2"]) -> float:
+    """Return the share of the variance of the model's differences that a line through these explains, in [0, 1]."""
+    x, y = (d.flatten().double() - d.double().mean() for d in (difference, model))
+    spread = float(x.square().sum() * y.square().sum())
+    return float((x * y).sum().square()) / spread if spread else 0.0
+
+
 def accuracy(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run"]:
     """Return the share of prompts whose right answer has the larger logit, in [0, 1]; a tie is half right."""
     right = torch.stack((difference[..., 0], -difference[..., 1]), -1)

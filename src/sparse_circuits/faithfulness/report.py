@@ -22,6 +22,7 @@ from sparse_circuits.faithfulness.sufficiency import (
 )
 from sparse_circuits.files import write_json
 from sparse_circuits.scoring import CHANCE, MAX_SCALE
+from sparse_circuits.tables import aligned
 from sparse_circuits.taps import reading
 from sparse_circuits.tasks.pairs import Level, Pairs, Task
 
@@ -101,10 +102,7 @@ class Report:
                     f"{found.circuit.accuracy:.3f}",
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        table = "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-        )
+        table = "\n".join(aligned(rows))
         need, rand = self.necessity, self.random_sets
         lines = [
             f"{self.task}: {self.n_node} nodes of {self.n_node_total:,} ({self.n_node_alive:,} alive on the task, "

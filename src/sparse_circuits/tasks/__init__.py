@@ -8,6 +8,7 @@ from sparse_circuits.tasks.definitions import ClassInit, FinalKwarg, LambdaFunc
 from sparse_circuits.tasks.loops import EnumerateRange, ForWhile, IndentFor, WhileReturnTrue
 from sparse_circuits.tasks.nonsense import Initial, UnrelatedAnswers
 from sparse_circuits.tasks.open_files import WithAs, WithOpen
+from sparse_circuits.tasks.own_pairs import task_from_file
 from sparse_circuits.tasks.pairs import Task
 from sparse_circuits.tasks.quotes import FstringBrace, SingleDoubleQuote
 from sparse_circuits.tasks.sampling import Behaviour, SplitSizes, sample_task
@@ -63,10 +64,10 @@ def task(
     corpus: Corpus | None = None,
     sizes: SplitSizes | None = None,
 ) -> Task:
-    """Draw the pairs of a task.
+    """Draw the pairs of a task, or read those of a file.
 
     Args:
-        name: Such as `single_double_quote`.
+        name: Such as `single_double_quote`, or the path of a `.jsonl` or `.csv` file (see `own_pairs`).
         tokenizer: The model's.
         seed: Decides the pairs.
         corpus: Adds the split `mined`, from the held-out files.
@@ -76,8 +77,14 @@ def task(
         TaskError: No such task, no tokenizer, or too few pairs survive it.
     """
     known = BEHAVIOURS | CONTROLS
+    if name not in known and name.endswith((".jsonl", ".csv")):
+        return task_from_file(name, _checked(tokenizer), seed=seed)
     if name not in known:
         raise TaskError(f"no task is called {name!r}{did_you_mean(name, BEHAVIOURS)}")
+    return sample_task(known[name], _checked(tokenizer), seed=seed, corpus=corpus, sizes=sizes)
+
+
+def _checked(tokenizer: Tokenizer | None) -> Tokenizer:
     if tokenizer is None:
         raise TaskError("the model has no tokenizer; a task needs the one that it was trained with")
-    return sample_task(known[name], tokenizer, seed=seed, corpus=corpus, sizes=sizes)
+    return tokenizer

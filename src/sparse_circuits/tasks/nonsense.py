@@ -19,6 +19,8 @@ class UnrelatedAnswers(Behaviour):
         answers: The tokens called right after side 0 and side 1.
     """
 
+    is_control = True
+
     def __init__(self, base: Behaviour, answers: tuple[str, str]) -> None:
         self.base, self.answers = base, answers
         self.name = f"nonsense_{base.name}"
@@ -51,6 +53,7 @@ class Initial(Behaviour):
     """
 
     name = "nonsense_initial"
+    is_control = True
     pattern = re.compile(r"^(?P<pad> *)(?P<name>[a-z]+) = (?P<value>[a-z]+)\n", re.MULTILINE)
     early: ClassVar = tuple(name for name in words.NOUNS if name[0] <= "m")
     late: ClassVar = tuple(name for name in words.NOUNS if name[0] > "m")

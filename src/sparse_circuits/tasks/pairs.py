@@ -130,6 +130,15 @@ class Task:
     hash: str
     """Of all tokens and answers but the mined ones, which depend on the corpus at hand."""
 
+    is_control: bool = False
+    """Whether its rule is one that no corpus follows."""
+
+    path: str | None = None
+    """The file that the pairs were read from."""
+
+    dropped_rows: dict[int, str] = dataclasses.field(default_factory=dict)
+    """By line of that file, why its pair was dropped."""
+
     def split(self, name: str) -> Pairs:
         """Return a split.
 
@@ -151,6 +160,7 @@ class PairFilter:
     def __init__(self, tokenizer: Tokenizer, *, max_token: int = MAX_TOKENS, last_token_tells: bool = False) -> None:
         self.tokenizer, self.max_token, self.last_token_tells = tokenizer, max_token, last_token_tells
         self.n_dropped: Counter[str] = Counter()
+        self.reason = ""  # why the last one was dropped
         self._seen: set[tuple[int, ...]] = set()
 
     def __call__(self, pair: TextPair) -> tuple[list[list[int]], list[int]] | None:
@@ -166,6 +176,8 @@ class PairFilter:
                 return self._drop(f"the answer {side.answer!r} is not one token")
             prompts.append(ids)
             answers.append(answer)
+        if answers[0] == answers[1]:
+            return self._drop("both sides call for the same answer")
         if len(prompts[0]) != len(prompts[1]):
             return self._drop("the sides differ in length")
         if prompts[0][-1] != prompts[1][-1] and not self.last_token_tells:
@@ -179,6 +191,7 @@ class PairFilter:
         return prompts, answers
 
     def _drop(self, reason: str) -> None:
+        self.reason = reason
         self.n_dropped[reason] += 1
 
 

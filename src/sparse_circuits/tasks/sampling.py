@@ -64,6 +64,9 @@ class Behaviour(abc.ABC):
     answers_vary: bool = False
     """Whether the answers differ from pair to pair."""
 
+    is_control: bool = False
+    """Whether its rule is one that no corpus follows."""
+
     last_token_tells: bool = False
     """Whether the sides may differ in their last token: then a bigram table answers, and the card says so."""
 
@@ -164,6 +167,7 @@ def sample_task(
         n_dropped=dict(accept.n_dropped),
         answers_vary=behaviour.answers_vary,
         hash=hash_,
+        is_control=behaviour.is_control,
     )
 
 

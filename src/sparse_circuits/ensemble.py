@@ -1,0 +1,87 @@
+"""One task pruned from several seeds: how much do its circuits agree? `sc.prune_seeds`."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sparse_circuits.candidates import Evaluator
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.files import is_done, write_json
+from sparse_circuits.model import Transformer
+from sparse_circuits.pruning import prune
+from sparse_circuits.tables import aligned
+from sparse_circuits.tasks.pairs import Task
+
+FORMAT, VERSION = "sparse-circuits ensemble", 1
+
+
+def prune_seeds(
+    model: Transformer,
+    task: Task,
+    out: Path | str,
+    config: PruneConfig | None = None,
+    *,
+    n_seed: int,
+    progress: TextIO | None = None,
+) -> dict[str, Any]:
+    """Prune a task once a seed, into folders of `out`, and compare the circuits.
+
+    Circuits that are there are kept, so an ensemble that was interrupted goes on.
+
+    Returns:
+        What `ensemble.json` holds: `n_node` and `n_edge` of each circuit, `jaccard` of every two (shared nodes over all
+        nodes of both), and for each k `common`: how many nodes k or more circuits have, and the calibrated loss on
+        `select` with these alone.
+    """
+    out, config = Path(out), config or PruneConfig()
+    circuits = []
+    for seed in range(config.seed, config.seed + n_seed):
+        folder = out / f"seed-{seed}"
+        if not is_done(folder):
+            prune(model, task, dataclasses.replace(config, seed=seed), progress=progress).save(folder)
+        circuits.append(Circuit.load(folder, model))
+    evaluator = Evaluator(
+        model=model, pairs=task.split("select"), values=circuits[0].values, may_shift=not task.answers_vary
+    )
+    keep = torch.stack([circuit.keep for circuit in circuits])
+    common = [keep.sum(0) >= k for k in range(1, n_seed + 1)]
+    losses = evaluator.losses(torch.stack(common)).tolist()
+    found = {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": task.name,
+        "n_node": [circuit.n_node for circuit in circuits],
+        "n_edge": [circuit.n_edge for circuit in circuits],
+        "jaccard": [jaccard(one, other) for one, other in itertools.combinations(keep, 2)],
+        "common": [
+            {"k": k, "n_node": int(mask.sum()), "loss": loss}
+            for k, (mask, loss) in enumerate(zip(common, losses, strict=True), 1)
+        ],
+    }
+    write_json(out / "ensemble.json", found)
+    return found
+
+
+def jaccard(one: Bool[Tensor, " node"], other: Bool[Tensor, " node"]) -> float:
+    """Return how many nodes two circuits share, over how many they have together; 1 if both are empty."""
+    together = int((one | other).sum())
+    return int((one & other).sum()) / together if together else 1.0
+
+
+def table(found: dict[str, Any]) -> str:
+    """Write an ensemble as a table."""
+    rows = [["seed", "nodes", "edges"]]
+    rows += [[str(i), str(n), str(e)] for i, (n, e) in enumerate(zip(found["n_node"], found["n_edge"], strict=True))]
+    lines = aligned(rows)
+    if found["jaccard"]:
+        mean = sum(found["jaccard"]) / len(found["jaccard"])
+        lines.append(f"Jaccard of two circuits: mean {mean:.2f}, least {min(found['jaccard']):.2f}")
+    rows = [["in at least", "nodes", "loss with these alone"]]
+    rows += [[f"{c['k']} of {len(found['n_node'])}", str(c["n_node"]), f"{c['loss']:.3f}"] for c in found["common"]]
+    return "\n".join([*lines, *aligned(rows)])

@@ -1,0 +1,200 @@
+"""The circuits of many tasks of one model, in one folder and one table: `sc.prune_all`."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from sparse_circuits.attribution import gradient_ranking, integrated_ranking
+from sparse_circuits.candidates import Evaluator
+from sparse_circuits.checkpoint import model_hash
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.corpus.shards import Corpus
+from sparse_circuits.errors import PruneError, TaskError
+from sparse_circuits.faithfulness.card import BIGRAM_SOLVABLE
+from sparse_circuits.files import is_done, write_json, written_whole
+from sparse_circuits.model import Transformer
+from sparse_circuits.pruning import prune
+from sparse_circuits.refinement import loss_at_sizes
+from sparse_circuits.scoring import accuracy, all_logit_differences, task_loss
+from sparse_circuits.tables import aligned
+from sparse_circuits.tasks import BEHAVIOURS, CONTROLS
+from sparse_circuits.tasks import task as make_task
+from sparse_circuits.tasks.pairs import Task
+from sparse_circuits.viewer.curves import draw_curves
+
+FORMAT, VERSION = "sparse-circuits survey", 1
+
+N_ATTRIBUTION_PAIR = 128
+"""Pairs of `fit` that the gradient rankings look at."""
+
+SOLVED = 0.1
+"""A task is solved if the model's loss on `select` is at most this, in nats."""
+
+
+def prune_all(
+    model: Transformer,
+    out: Path | str,
+    config: PruneConfig | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    controls: bool = False,
+    corpus: Corpus | None = None,
+    progress: TextIO | None = None,
+) -> dict[str, Any]:
+    """Cut out the circuit of every task that a model solves.
+
+    Args:
+        model: The model.
+        out: Folder of the circuits, one a task, and of `summary.json`. Circuits that are there are kept, so a survey
+            that was interrupted goes on.
+        config: How to prune.
+        names: Tasks; all of them if left out.
+        controls: Prune the nonsense tasks too, with the same budget. One whose target can't be reached counts at the
+            size of the whole model.
+        corpus: For mined pairs.
+        progress: Where progress goes; None is silent.
+
+    Returns:
+        What `summary.json` holds; see docs/formats.md. Losses of circuits are on `test`, all other parts decided on
+        `fit` and `select`.
+    """
+    out, config = Path(out), config or PruneConfig()
+    rows, skipped = {}, {}
+    for name in [*(names or BEHAVIOURS), *(CONTROLS if controls else ())]:
+        try:
+            task = make_task(name, model.tokenizer, seed=config.seed, corpus=corpus)
+            rows[name] = _row(model, task, out / name, config, progress)
+        except (TaskError, PruneError) as error:
+            skipped[name] = str(error)
+            _say(progress, f"skipped {name}: {error}")
+            continue
+        _say(progress, f"{name}: {rows[name]['n_node']} nodes, {rows[name]['n_edge']} edges")
+    real = [row for row in rows.values() if not row["is_control"] and not row["is_bigram_solvable"]]
+    nonsense = [row for row in rows.values() if row["is_control"]]
+    means = {key: geometric_mean([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
+    control_mean = geometric_mean([row["n_node"] for row in nonsense])
+    summary = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model_hash": model_hash(model),
+        "config": config.to_json(),
+        "tasks": rows,
+        "skipped": skipped,
+        "geometric_means": means,
+        "control_mean": control_mean,
+        "control_ratio": control_mean / means["n_node"] if control_mean and means["n_node"] else None,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "summary.json", summary)
+    curves = {name: row["curve"] for name, row in rows.items() if "curve" in row and not row["is_control"]}
+    if curves:
+        with written_whole(out / "curves.svg") as temporary:
+            temporary.write_text(draw_curves(curves, target_loss=config.target_loss), encoding="utf-8")
+    return summary
+
+
+def geometric_mean(values: Sequence[float]) -> float | None:
+    """Return exp of the mean logarithm, a zero counting as one; None of nothing."""
+    return math.exp(sum(math.log(max(v, 1)) for v in values) / len(values)) if values else None
+
+
+def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, progress: TextIO | None) -> dict[str, Any]:
+    """Prune one task, unless its circuit is there, and measure the circuit.
+
+    Raises:
+        PruneError: The model does not solve the task, or no size reaches the target.
+    """
+    select, test = task.split("select"), task.split("test")
+    model_difference = all_logit_differences(model, select)[0]
+    select_loss = float(task_loss(model_difference))
+    if select_loss > SOLVED and not task.is_control:
+        raise PruneError(
+            f"the model does not solve it: loss {select_loss:.3f}, accuracy {float(accuracy(model_difference)):.3f} on "
+            f"select (solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
+        )
+    row: dict[str, Any] = {"is_control": task.is_control, "is_bigram_solvable": False}
+    started = time.monotonic()
+    if not is_done(folder):
+        try:
+            prune(model, task, config, progress=progress).save(folder)
+        except PruneError:
+            if not task.is_control:
+                raise
+            n_node = sum(model.config.node_widths().values())
+            return row | {"n_node": n_node, "n_edge": 0, "n_edge_all": 0, "is_reached": False}
+    seconds = round(time.monotonic() - started, 1)
+    circuit = Circuit.load(folder, model)
+    circuit.log_test_reading(folder, "survey")
+    nothing = torch.zeros(1, circuit.n_node_total, dtype=torch.bool)
+    evaluator = Evaluator(model=model, pairs=select, values=circuit.values, may_shift=not task.answers_vary)
+    quarter = evaluator.on(torch.arange(0, len(select), 4))
+    part = task.split("fit").take(torch.arange(min(N_ATTRIBUTION_PAIR, len(task.split("fit")))))
+    curves = {
+        "learned": circuit.removed[0]["scan"]["sizes"],
+        "gradient": loss_at_sizes(quarter, gradient_ranking(model, part, circuit.values)),
+        "integrated_gradients": loss_at_sizes(quarter, integrated_ranking(model, part, circuit.values)),
+    }
+    by_level = {level: test.at_level(level) for level in sorted(set(test.levels))}
+    embedding = circuit.n_embedding_edge()
+    return row | {
+        "is_bigram_solvable": float(accuracy(evaluator.differences(nothing))[0]) > BIGRAM_SOLVABLE,
+        "is_reached": True,
+        "model_loss": float(task_loss(all_logit_differences(model, test)[0])),
+        "circuit_loss": float(task_loss(circuit.logit_difference(test))),
+        "circuit_loss_by_level": {
+            level: float(task_loss(circuit.logit_difference(part))) for level, part in by_level.items()
+        },
+        "sealed_loss": float(task_loss(circuit.logit_difference(test, sealed=True))),
+        "n_node": circuit.n_node,
+        "n_edge": circuit.n_edge,
+        "n_edge_all": circuit.n_edge + embedding["embedding"] + embedding["unembedding"],
+        "curve": [(point["n_node"], point["loss"]) for point in curves["learned"]],
+        "size_by_ranking": {
+            name: next((point["n_node"] for point in curve if point["loss"] <= config.target_loss), None)
+            for name, curve in curves.items()
+        },
+        "seconds": seconds,
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Write a survey as a table: losses in nats on `test`, chance 0.693."""
+    head = ["task", "model", "circuit", "sealed", "nodes", "edges", "with embeddings", "seconds"]
+    rows = [head]
+    for name, row in summary["tasks"].items():
+        mark = " (bigram-solvable)" if row["is_bigram_solvable"] else " (control)" if row["is_control"] else ""
+        losses = [f"{row[key]:.3f}" if key in row else "—" for key in ("model_loss", "circuit_loss", "sealed_loss")]
+        sizes = [f"{row[key]:,}" for key in ("n_node", "n_edge", "n_edge_all")]
+        rows.append([name + mark, *losses, *sizes, f"{row.get('seconds', 0):.0f}"])
+    lines = aligned(rows)
+    lines += [f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()]
+    for name in ("gradient", "integrated_gradients"):
+        pairs = [row["size_by_ranking"] for row in summary["tasks"].values() if "size_by_ranking" in row]
+        ratios = [sizes[name] / sizes["learned"] for sizes in pairs if sizes[name] and sizes["learned"]]
+        if ratios:
+            ratio = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            lines.append(f"nodes ranked by {name.replace('_', ' ')}: {ratio:.1f} times as many as by learned masks")
+    means = summary["geometric_means"]
+    if means["n_node"]:
+        lines.append(
+            f"geometric means over tasks that aren't bigram-solvable: {means['n_node']:.1f} nodes, "
+            f"{means['n_edge']:.1f} edges, {means['n_edge_all']:.0f} with embeddings"
+        )
+    if summary["control_mean"]:
+        ratio = summary["control_ratio"]
+        lines.append(
+            f"nonsense controls: {summary['control_mean']:.1f} nodes"
+            + (f", {ratio:.1f} times the real tasks'" if ratio else "")
+        )
+    return "\n".join(lines)
+
+
+def _say(progress: TextIO | None, text: str) -> None:
+    if progress is not None:
+        progress.write(f"{text}\n")
+        progress.flush()

@@ -1,0 +1,33 @@
+"""Circuits of several seeds: what they share, and what is left of the behaviour with only that."""
+
+import json
+
+import pytest
+import torch
+from hand_built import NODES, hand_built_model, hand_built_task
+
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.ensemble import jaccard, prune_seeds, table
+
+
+def test_seeds_that_find_the_one_circuit_agree_wholly_and_go_on_where_they_stopped(tmp_path):
+    config = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
+    model, task = hand_built_model(), hand_built_task()
+    found = prune_seeds(model, task, tmp_path, config, n_seed=3)
+    assert found["n_node"] == [len(NODES)] * 3
+    assert found["n_edge"] == [2, 2, 2]
+    assert found["jaccard"] == [1.0, 1.0, 1.0]
+    assert [part["n_node"] for part in found["common"]] == [3, 3, 3]
+    assert all(part["loss"] < 0.1 for part in found["common"])
+    assert json.loads((tmp_path / "ensemble.json").read_text()) == found
+    before = (tmp_path / "seed-1/masks.safetensors").stat().st_mtime_ns
+    assert prune_seeds(model, task, tmp_path, config, n_seed=3) == found
+    assert (tmp_path / "seed-1/masks.safetensors").stat().st_mtime_ns == before
+    assert "Jaccard of two circuits: mean 1.00, least 1.00" in table(found)
+
+
+def test_jaccard_is_shared_over_all():
+    one, other = torch.tensor([1, 1, 0, 0]).bool(), torch.tensor([0, 1, 1, 0]).bool()
+    assert jaccard(one, other) == pytest.approx(1 / 3)
+    assert jaccard(one, one) == 1
+    assert jaccard(one & False, other & False) == 1

@@ -1,0 +1,67 @@
+"""All circuits of a model in one folder: what is solved is pruned, what is not is named, and a second call goes on."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import sparse_circuits as sc
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.survey import table
+from sparse_circuits.viewer.curves import draw_curves
+
+
+@pytest.fixture(scope="module")
+def surveyed(tmp_path_factory):
+    model, out = sc.load(sc.example()), tmp_path_factory.mktemp("survey")
+    config = PruneConfig(n_step=60, cuts_edges=False, target_loss=0.3, max_auroc=1.0, n_mean_token=1)
+    names = ["single_double_quote", "var_swap", "not_a_task"]
+    return model, out, config, names, sc.prune_all(model, out, config, names=names)
+
+
+def test_a_solved_task_is_pruned_and_the_others_are_skipped_with_the_reason(surveyed):
+    _, out, _, _, summary = surveyed
+    assert list(summary["tasks"]) == ["single_double_quote"]
+    row = summary["tasks"]["single_double_quote"]
+    assert row["model_loss"] < 0.1
+    assert row["circuit_loss"] < 0.4
+    assert row["n_node"] < 60
+    assert (row["is_control"], row["is_bigram_solvable"]) == (False, False)
+    assert "does not solve it: loss" in summary["skipped"]["var_swap"]
+    assert "no task is called 'not_a_task'" in summary["skipped"]["not_a_task"]
+    assert summary["geometric_means"]["n_node"] == pytest.approx(row["n_node"])
+    assert json.loads((out / "summary.json").read_text())["tasks"].keys() == summary["tasks"].keys()
+    told = table(summary)
+    assert "skipped var_swap" in told
+    assert "geometric means" in told
+
+
+def test_a_second_call_keeps_the_circuits_that_are_there(surveyed):
+    model, out, config, names, summary = surveyed
+    before = (out / "single_double_quote/masks.safetensors").stat().st_mtime_ns
+    again = sc.prune_all(model, out, config, names=names)
+    assert (out / "single_double_quote/masks.safetensors").stat().st_mtime_ns == before
+    assert (
+        again["tasks"]["single_double_quote"]["circuit_loss"] == summary["tasks"]["single_double_quote"]["circuit_loss"]
+    )
+
+
+def test_the_curve_ends_at_the_whole_model_and_is_drawn(surveyed):
+    _, out, _, _, summary = surveyed
+    curve = summary["tasks"]["single_double_quote"]["curve"]
+    sizes = [size for size, _ in curve]
+    assert sizes == sorted(set(sizes))
+    assert (sizes[0], sizes[-1]) == (1, 1408)
+    assert curve[-1][1] < 0.05 < curve[0][1]
+    root = ET.fromstring((out / "curves.svg").read_text())
+    assert root.tag.endswith("svg")
+
+
+def test_the_bold_line_is_the_mean_of_the_others():
+    svg = draw_curves({"<a>": [(1, 0.6), (100, 0.2)], "b": [(1, 0.4), (100, 0.0)]}, target_loss=0.15)
+    root = ET.fromstring(svg)
+    paths = [p.get("d").split(" ")[1:] for p in root.iter() if p.tag.endswith("path")]
+    heights = [[float(point.split(",")[1]) for point in path] for path in paths]
+    assert heights[2] == pytest.approx([(a + b) / 2 for a, b in zip(*heights[:2], strict=True)], abs=0.06)
+    titles = [t.text for t in root.iter() if t.tag.endswith("title")]
+    assert titles == ["<a>", "b", "mean"]

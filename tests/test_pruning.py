@@ -18,7 +18,15 @@ from sparse_circuits.errors import ConfigError, PruneError, TapError, TaskError
 from sparse_circuits.faithfulness import verify
 from sparse_circuits.faithfulness.intervals import estimate
 from sparse_circuits.faithfulness.necessity import matched_sets
-from sparse_circuits.masks import PROMOTION, LearnedMask, MaskRun, information_left, learn_masks, surrogate_derivative
+from sparse_circuits.masks import (
+    PROMOTION,
+    LearnedMask,
+    MaskRun,
+    bytes_of_run,
+    information_left,
+    learn_masks,
+    surrogate_derivative,
+)
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import prune
 from sparse_circuits.refinement import Goal, eliminate, keep_top, refine
@@ -282,6 +290,24 @@ def test_refinement_ends_as_small_as_the_smallest_subset_that_reaches_the_goal()
     smallest = int(subsets[passed].sum(1).min())
     refined = refine(goal, _kept(model, [*NODES, *extra]))
     assert int(refined.keep.sum()) == smallest == 3
+
+
+def test_every_order_of_removal_ends_at_the_known_circuit_and_is_recorded():
+    circuit = prune(hand_built_model(), hand_built_task(), QUICK, n_order=3)
+    assert circuit.removed[0]["orders"] == [{"n_node": 3, "n_edge": 2}] * 3
+
+
+def test_runs_that_do_not_fit_into_memory_together_go_one_after_the_other():
+    model, task = hand_built_model(), hand_built_task()
+    runs = [_run(task, seed=seed, n_step=3) for seed in range(3)]
+    sizes = []
+    apart = learn_masks(model, runs, memory=1, on_step=lambda _, records: sizes.append(len(records)))
+    assert sizes == [1] * 9
+    together = learn_masks(model, runs)
+    torch.testing.assert_close(apart.tau, together.tau, rtol=1e-5, atol=1e-6)
+    one = bytes_of_run(model, runs[0])
+    learn_masks(model, runs, memory=2 * one, on_step=lambda _, records: sizes.append(len(records)))
+    assert sizes[9:] == [2] * 3 + [1] * 3
 
 
 def test_matching_the_model_asks_for_its_confidence_and_labels_do_not():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sparse_circuits.loading import load as load
     from sparse_circuits.model import Transformer as Transformer
     from sparse_circuits.pruning import prune as prune
+    from sparse_circuits.search import search_settings as search_settings
     from sparse_circuits.survey import prune_all as prune_all
     from sparse_circuits.taps import cutting as cutting
     from sparse_circuits.taps import reading as reading
@@ -49,6 +50,7 @@ _HOMES = {
     "load": "loading",
     "Transformer": "model",
     "prune": "pruning",
+    "search_settings": "search",
     "prune_all": "survey",
     "cutting": "taps",
     "reading": "taps",

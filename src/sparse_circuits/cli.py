@@ -106,26 +106,29 @@ def train(
 @app.command
 def tasks(
     model: ModelFolder,
-    task: Annotated[str | None, tyro.conf.arg(help="One task; all of them if left out.")] = None,
+    task: Annotated[
+        str | None, tyro.conf.arg(help="One task, with its card: how it could be cheated. All if left out.")
+    ] = None,
     seed: Annotated[int, tyro.conf.arg(help="Decides the prompts.")] = 0,
     json: Json = False,
 ) -> None:
-    """Show the card of each task for a model: what it asks, and how it could be cheated."""
+    """Show what each task asks, with an example, and how well a model does it."""
+    from sparse_circuits import survey
     from sparse_circuits.ablation import ablation_values
     from sparse_circuits.faithfulness.card import task_card
     from sparse_circuits.loading import load
-    from sparse_circuits.tasks import BEHAVIOURS
 
-    opened, cards = load(model), {}
-    for name in [task] if task else BEHAVIOURS:
-        made = _task(name, opened, seed)
+    opened = load(model)
+    names = [task] if task else None
+    found = survey.describe_tasks(opened, names=names, seed=seed, corpus=_corpus_of(opened))
+    text = survey.tasks_table(found)
+    if task is not None:
+        made = _task(task, opened, seed)
         values = ablation_values(opened, "task_mean", fit=made.split("fit"), n_token=1)
-        cards[name] = dataclasses.asdict(task_card(opened, made, values))
-    lines = []
-    for name, card in cards.items():
-        lines.append(f"{name}: {', '.join(f'{n} {split}' for split, n in card['n_pair'].items())} pairs")
-        lines += [f"  {key}: {value}" for key, value in card.items() if key != "n_pair"]
-    _tell(cards, "\n".join(lines), json=json)
+        card = dataclasses.asdict(task_card(opened, made, values))
+        found[task]["card"] = card
+        text += "\n" + "\n".join(f"  {key}: {value}" for key, value in card.items())
+    _tell(found, text, json=json)
 
 
 @app.command
@@ -177,6 +180,38 @@ def prune(
     circuit.save(out)
     told = {"n_node": circuit.n_node, "n_node_total": circuit.n_node_total, "n_edge": circuit.n_edge, **circuit.losses}
     _tell(told, str(circuit), json=json)
+    _wrote(out)
+
+
+@app.command
+def search(
+    model: ModelFolder,
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="Name of the task, or a file of pairs.")],
+    out: Out,
+    config: Annotated[PruneConfig, tyro.conf.arg(name="")],
+    n_trial: Annotated[int, tyro.conf.arg(help="Settings to try in all.")] = 32,
+    n_at_once: Annotated[int, tyro.conf.arg(help="Settings that are learned in one pass.")] = 8,
+    json: Json = False,
+) -> None:
+    """Search the pruner's settings for the smallest circuit, or go on with the search that OUT holds."""
+    from sparse_circuits import search as searching
+    from sparse_circuits.files import refuse_finished
+    from sparse_circuits.loading import load
+    from sparse_circuits.runlog import terminal
+
+    refuse_finished(out, "circuit")
+    opened = load(model)
+    circuit = searching.search_settings(
+        opened,
+        _task(task, opened, config.seed),
+        out,
+        config,
+        n_trial=n_trial,
+        n_at_once=n_at_once,
+        progress=terminal(),
+    )
+    circuit.save(out)
+    _tell({"n_node": circuit.n_node, "n_edge": circuit.n_edge, **circuit.losses}, str(circuit), json=json)
     _wrote(out)
 
 

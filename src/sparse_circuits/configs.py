@@ -391,6 +391,9 @@ class PruneConfig(Config):
     cuts_edges: bool = True
     """Whether refinement removes edges too, after the nodes."""
 
+    n_order: int = 1
+    """Orders of removal that refinement tries; the smallest circuit is kept, and the sizes of all are recorded."""
+
     ablation: Literal["mean", "zero", "task_mean"] = "mean"
     """What a removed node is set to: its mean over the corpus, zero, or its mean over the fit pairs."""
 
@@ -405,7 +408,7 @@ class PruneConfig(Config):
         require(price is None or price > 0, f"count_coefficient is {price}, expected above 0")
         for name in ("target_loss", "lr", "temperature"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("n_step", "n_pair", "n_run", "n_mean_token"):
+        for name in ("n_step", "n_pair", "n_run", "n_order", "n_mean_token"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
         require(0 <= self.warmup_frac < 1, f"warmup_frac is {self.warmup_frac}, expected [0, 1)")
         require(0 <= self.beta2 < 1, f"beta2 is {self.beta2}, expected [0, 1)")

@@ -30,6 +30,9 @@ from sparse_circuits.tasks.pairs import Pairs
 PROMOTION = 10.0
 """What differences are multiplied with before they count as information."""
 
+MEMORY = 2 << 30
+"""Bytes that one pass of mask learning may take."""
+
 CALIBRATION_RATE = 0.03
 """Adam's rate on scale and shift while masks are learned."""
 
@@ -142,7 +145,8 @@ class LearnedMasks:
     """What mask learning found."""
 
     tau: Float[Tensor, "run node"]
-    """Parameter of each node in [−1, 1]; kept from 0 on, and ranked by it. −∞ for nodes that are excluded."""
+    """Rank of each node: its parameter in [0, 1] if it is kept, else in [−2, −1], the higher the longer it was kept, as
+    the parameters of dropped nodes all end at the same bound. −∞ for nodes that are excluded."""
 
     history: list[list[dict[str, float]]]
     """For each run: loss, number of nodes, price and scale by step."""
@@ -157,18 +161,47 @@ def learn_masks(
     model: Transformer,
     runs: Sequence[MaskRun],
     *,
+    memory: int = MEMORY,
     on_step: Callable[[int, list[dict[str, float]]], None] = lambda *_: None,
 ) -> LearnedMasks:
-    """Learn the nodes to keep, all runs in one pass over the shared weights.
+    """Learn the nodes to keep, as many runs in one pass over the shared weights as fit into memory.
+
+    Args:
+        model: Its weights stay as they are.
+        runs: Those that go together agree in n_step and n_pair; all else is each run's own, its random numbers too.
+        memory: Bytes that the activations of one pass may take, an estimate; one run goes in any case.
+        on_step: Called with each step and the record of every run that is under way.
+
+    Raises:
+        ConfigError: Runs differ in n_step or n_pair.
+    """
+    at_once = max(1, memory // max(bytes_of_run(model, run) for run in runs))
+    groups = [runs[start : start + at_once] for start in range(0, len(runs), at_once)]
+    learned = [_learn_together(model, group, on_step) for group in groups]
+    return LearnedMasks(
+        tau=torch.cat([part.tau for part in learned]), history=[one for part in learned for one in part.history]
+    )
+
+
+def bytes_of_run(model: Transformer, run: MaskRun) -> int:
+    """Estimate the memory of one run's step: what the forward pass keeps for the backward pass, and half as much again.
+
+    Each location's activation is kept some five times: by the norm or the nonlinearity, AbsTopK, its mask, the map that
+    reads it, and attention.
+    """
+    n_prompt = 2 * run.config.n_pair * (1 + (run.config.necessity_coefficient > 0))
+    n_token = n_prompt * int(run.fit.length.max())
+    return int(1.5 * 5 * 4 * n_token * sum(model.config.node_widths().values()))
+
+
+def _learn_together(
+    model: Transformer, runs: Sequence[MaskRun], on_step: Callable[[int, list[dict[str, float]]], None]
+) -> LearnedMasks:
+    """Learn all runs in one pass.
 
     Each minimises task loss + price · nodes + necessity_coefficient · information left without the circuit. The task
     loss is that of calibrated differences, scale and shift being learned along. The price is `count_coefficient`, or
     follows the loss so that this ends at `target_loss`: it rises while the loss is below, and falls while above.
-
-    Args:
-        model: Its weights stay as they are.
-        runs: They agree in n_step and n_pair; all else is each run's own, its random numbers too.
-        on_step: Called with each step and every run's record.
 
     Source: paper section 2.2 and appendix A.2: AdamW on clamped parameters, rates rise over 5 % and fall linearly.
     Calibration, price and necessity are ours.
@@ -199,6 +232,7 @@ def learn_masks(
     with_complement = bool(necessity.any())
     history: list[list[dict[str, float]]] = [[] for _ in runs]
     last_good = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
+    last_kept = torch.zeros_like(last_good)
     with _frozen(model):
         for step in range(n_step):
             for group, config in zip(adam.param_groups, configs, strict=True):
@@ -238,7 +272,8 @@ def learn_masks(
             tau = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
             is_good = (losses.detach() <= price.target) & price.is_met()
             last_good = torch.where(is_good[:, None], tau, last_good)
-            keep = torch.stack([own[index] >= 0 for own, index in zip(taus, owner, strict=True)])
+            keep = tau >= 0
+            last_kept = torch.where(keep, step + 1, last_kept)
             records = [
                 {"step": step, "loss": loss, "n_node": n_node, "price": cost, "scale": scale}
                 for loss, n_node, cost, scale in zip(
@@ -251,6 +286,7 @@ def learn_masks(
     tau = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
     # Masks that fell apart have no gradient to come back by: then the last ones that reached the target count.
     tau = torch.where(price.is_lost()[:, None], last_good, tau)
+    tau = torch.where(tau >= 0, tau, -2 + last_kept / n_step)
     return LearnedMasks(tau=tau.masked_fill(excluded, -torch.inf), history=history)
 
 

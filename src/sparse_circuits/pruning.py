@@ -1,10 +1,11 @@
 """Cutting out the circuit behind a behaviour: learn masks, choose a size, refine. `sc.prune`."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from sparse_circuits.ablation import ablation_values
@@ -18,6 +19,10 @@ from sparse_circuits.refinement import Goal, loss_at_sizes, refine, scan_sizes
 from sparse_circuits.runlog import RunLog
 from sparse_circuits.scoring import all_logit_differences, fit_calibration, match_loss, r_squared, task_loss
 from sparse_circuits.tasks.pairs import Pairs, Task
+
+LEARNED_SHARES = (0.7, 0.35, 0.1)
+"""Shares of the target loss that masks are learned for, one after the other until some size reaches the target on
+`select`: a mask does worse on templates that it was not learned on."""
 
 
 def prune(
@@ -44,101 +49,153 @@ def prune(
         PruneError: The full model, or every mask that was learned, misses the target on `select`.
         ConfigError: A setting is out of range.
     """
-    config = dataclasses.replace(config or PruneConfig(), **settings)
-    fit, select = task.split("fit"), task.split("select")
-    values = ablation_values(model, config.ablation, fit=fit, n_token=config.n_mean_token)
-    full = all_logit_differences(model, select)[0]
-    wanted = full if config.goal == "model" else None
-    evaluator = Evaluator(model=model, pairs=select, values=values, may_shift=not task.answers_vary, wanted=wanted)
-    model_loss = float(evaluator.losses(torch.ones(1, evaluator.n_node, dtype=torch.bool)))
-    if model_loss > config.target_loss and not task.is_control:
-        raise PruneError(
-            f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
-            f"{task.name} (select) is {model_loss:.3f}; train longer, or set target_loss above that"
-        )
-    learned = _learn(model, task, values, config, progress)
-    some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
-    more = Pairs.join([select, fit.take(some)])
-    without = dataclasses.replace(evaluator, pairs=more, wanted=None)
-    keep, scanned, goal = _choose_size(evaluator, without, learned, task, config)
-
-    def show_round(record: dict[str, Any]) -> None:
-        if progress is not None:
-            edges = "" if record["n_edge"] is None else f", {record['n_edge']} edges"
-            progress.write(f"{task.name}: {record['n_node']} nodes{edges} left, loss {record['loss']:.3f}\n")
-
-    refined = refine(goal, keep, cuts_edges=config.cuts_edges, on_round=show_round)
-    circuit = Circuit(
-        model=model,
-        keep=refined.keep,
-        edges=refined.edges,
-        values=values,
-        task={
-            "name": task.name,
-            "hash": task.hash,
-            "seed": task.seed,
-            "path": task.path,
-            "example": _example(model, task),
-        },
-        settings=config.to_json(),
-        effects=refined.effects,
-        removed=[scanned, *refined.rounds],
-        history=learned.history[scanned["scan"]["run"]],
-    )
-    difference = circuit.logit_difference(select, calibrated=False)
-    if config.goal == "labels":
-        circuit.calibration = fit_calibration(difference, may_shift=not task.answers_vary)
-    circuit.losses = {
-        "circuit": float(task_loss(circuit.calibration(difference))),
-        "circuit_uncalibrated": float(task_loss(difference)),
-        "model": model_loss,
-        "match": float(match_loss(difference, full)),
-        "r_squared": r_squared(difference, full),
-    }
-    return circuit
-
-
-def _learn(
-    model: Transformer, task: Task, values: Float[Tensor, " node"], config: PruneConfig, progress: TextIO | None
-) -> LearnedMasks:
-    """Learn `n_run` masks from different seeds, with a progress line."""
-    log = RunLog(None, n_step=config.n_step, stream=progress)
-
-    def show(step: int, records: list[dict[str, float]]) -> None:
-        best = min(records, key=lambda record: record["n_node"])
-        log.show(step, f"{task.name}: loss {best['loss']:.3f}  {best['n_node']:,} nodes")
-
+    pruning = Pruning(model, task, dataclasses.replace(config or PruneConfig(), **settings), progress=progress)
+    config = pruning.config
     configs = [dataclasses.replace(config, seed=config.seed + run, n_run=1) for run in range(config.n_run)]
-    fit, may_shift = task.split("fit"), not task.answers_vary
-    runs = [MaskRun(fit=fit, values=values, config=config, may_shift=may_shift) for config in configs]
-    return learn_masks(model, runs, on_step=show)
+    for share in LEARNED_SHARES[:-1]:
+        try:
+            return pruning.cut_out(pruning.learn(configs, share=share))
+        except PruneError as error:
+            pruning.say(f"{error}; learning again for a lower loss")
+    return pruning.cut_out(pruning.learn(configs, share=LEARNED_SHARES[-1]))
 
 
-def _choose_size(
-    evaluator: Evaluator, without: Evaluator, learned: LearnedMasks, task: Task, config: PruneConfig
-) -> tuple[Bool[Tensor, " node"], dict[str, Any], Goal]:
-    """Return the smallest circuit of all runs that reaches the goal, how it was found, and the goal.
+class Pruning:
+    """One task to be pruned: what all attempts at it share, and the steps from settings to a circuit.
 
-    If no size takes the information out of the model, the limit on AUROC is given up, and the record says so.
+    Args:
+        model: The model.
+        task: What to prune for.
+        config: The target, and all that is not searched.
+        progress: Where progress goes; None is silent.
+
+    Raises:
+        PruneError: The full model misses the target on `select`.
     """
-    for max_auroc in sorted({config.max_auroc, 1.0}):
-        goal = Goal(evaluator=evaluator, without=without, target_loss=config.target_loss, max_auroc=max_auroc)
-        found = [(run, *scan_sizes(goal, tau)) for run, tau in enumerate(learned.tau)]
-        passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
-        if passed:
-            size, run, keep, curve = min(passed, key=lambda one: one[:2])
-            sizes = loss_at_sizes(goal.on_part().evaluator, learned.tau[run])
-            scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve, "sizes": sizes}
-            return keep, {"scan": scan}, goal
-    n_node = int(learned.keep.sum(1).min())
-    raise PruneError(
-        f"no size meets target_loss {config.target_loss} on {task.name}: masks ended with {n_node} nodes at "
-        f"loss {learned.history[0][-1]['loss']:.3f}; raise target_loss or n_step"
-    )
+
+    def __init__(self, model: Transformer, task: Task, config: PruneConfig, *, progress: TextIO | None = None) -> None:
+        self.model, self.task, self.config, self.progress = model, task, config, progress
+        fit, select = task.split("fit"), task.split("select")
+        self.values = ablation_values(model, config.ablation, fit=fit, n_token=config.n_mean_token)
+        self.full = all_logit_differences(model, select)[0]
+        self.evaluator = Evaluator(
+            model=model,
+            pairs=select,
+            values=self.values,
+            may_shift=not task.answers_vary,
+            wanted=self.full if config.goal == "model" else None,
+        )
+        some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
+        self.without = dataclasses.replace(self.evaluator, pairs=Pairs.join([select, fit.take(some)]), wanted=None)
+        self.model_loss = float(self.evaluator.losses(torch.ones(1, self.evaluator.n_node, dtype=torch.bool)))
+        if self.model_loss > config.target_loss and not task.is_control:
+            raise PruneError(
+                f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
+                f"{task.name} (select) is {self.model_loss:.3f}; train longer, or set target_loss above that"
+            )
+
+    def goal(self, max_auroc: float) -> Goal:
+        """Return what a circuit must reach, under a limit on AUROC."""
+        target = self.config.target_loss
+        return Goal(evaluator=self.evaluator, without=self.without, target_loss=target, max_auroc=max_auroc)
+
+    def learn(self, configs: Sequence[PruneConfig], *, share: float = LEARNED_SHARES[0]) -> LearnedMasks:
+        """Learn a mask for each of the settings, side by side, with a progress line.
+
+        Args:
+            configs: Settings; all with the same number of steps and pairs.
+            share: Of their target loss, which is what the masks are learned for.
+        """
+        log = RunLog(None, n_step=configs[0].n_step, stream=self.progress)
+
+        def show(step: int, records: list[dict[str, float]]) -> None:
+            best = min(records, key=lambda record: record["n_node"])
+            log.show(step, f"{self.task.name}: loss {best['loss']:.3f}  {best['n_node']:,} nodes")
+
+        fit, may_shift = self.task.split("fit"), not self.task.answers_vary
+        aimed = [dataclasses.replace(config, target_loss=share * config.target_loss) for config in configs]
+        runs = [MaskRun(fit=fit, values=self.values, config=config, may_shift=may_shift) for config in aimed]
+        return learn_masks(self.model, runs, on_step=show)
+
+    def choose_size(self, learned: LearnedMasks) -> tuple[Bool[Tensor, " node"], dict[str, Any], Goal]:
+        """Return the smallest circuit of all runs that reaches the goal, how it was found, and the goal.
+
+        If no size takes the information out of the model, the limit on AUROC is given up, and the record says so.
+
+        Raises:
+            PruneError: No size of any run reaches the target.
+        """
+        for max_auroc in sorted({self.config.max_auroc, 1.0}):
+            goal = self.goal(max_auroc)
+            found = [(run, *scan_sizes(goal, tau)) for run, tau in enumerate(learned.tau)]
+            passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
+            if passed:
+                size, run, keep, curve = min(passed, key=lambda one: one[:2])
+                sizes = loss_at_sizes(goal.on_part().evaluator, learned.tau[run])
+                scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve, "sizes": sizes}
+                return keep, {"scan": scan}, goal
+        n_node = int(learned.keep.sum(1).min())
+        raise PruneError(
+            f"no size meets target_loss {self.config.target_loss} on {self.task.name}: masks ended with {n_node} nodes "
+            f"at loss {learned.history[0][-1]['loss']:.3f}; raise target_loss or n_step"
+        )
+
+    def cut_out(self, learned: LearnedMasks) -> Circuit:
+        """Choose a size, refine, calibrate.
+
+        Raises:
+            PruneError: No size of any run reaches the target.
+        """
+        keep, scanned, goal = self.choose_size(learned)
+        found = [
+            refine(goal, keep, cuts_edges=self.config.cuts_edges, order=order, on_round=self._show_round)
+            for order in range(self.config.n_order)
+        ]
+        refined = min(found, key=lambda one: (one.n_node, one.n_edge))
+        scanned["orders"] = [{"n_node": one.n_node, "n_edge": one.n_edge} for one in found]
+        task = self.task
+        circuit = Circuit(
+            model=self.model,
+            keep=refined.keep,
+            edges=refined.edges,
+            values=self.values,
+            task={
+                "name": task.name,
+                "hash": task.hash,
+                "seed": task.seed,
+                "path": task.path,
+                "example": example_pair(self.model, task),
+            },
+            settings=self.config.to_json(),
+            effects=refined.effects,
+            removed=[scanned, *refined.rounds],
+            history=learned.history[scanned["scan"]["run"]],
+        )
+        difference = circuit.logit_difference(task.split("select"), calibrated=False)
+        if self.config.goal == "labels":
+            circuit.calibration = fit_calibration(difference, may_shift=not task.answers_vary)
+        circuit.losses = {
+            "circuit": float(task_loss(circuit.calibration(difference))),
+            "circuit_uncalibrated": float(task_loss(difference)),
+            "model": self.model_loss,
+            "match": float(match_loss(difference, self.full)),
+            "r_squared": r_squared(difference, self.full),
+        }
+        return circuit
+
+    def say(self, text: str) -> None:
+        """Tell of progress."""
+        if self.progress is not None:
+            self.progress.write(f"{self.task.name}: {text}\n")
+            self.progress.flush()
+
+    def _show_round(self, record: dict[str, Any]) -> None:
+        edges = "" if record["n_edge"] is None else f", {record['n_edge']} edges"
+        self.say(f"{record['n_node']} nodes{edges} left, loss {record['loss']:.3f}")
 
 
-def _example(model: Transformer, task: Task) -> list[dict[str, str]]:
-    """Return the shortest pair of `select` as text."""
+def example_pair(model: Transformer, task: Task) -> list[dict[str, str]]:
+    """Return the shortest pair of `select` as text: prompt and answer of each side."""
     if model.tokenizer is None:
         return []
     pairs = task.split("select")

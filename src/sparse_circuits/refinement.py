@@ -19,6 +19,9 @@ HOPELESS = 0.05
 """Items whose removal, by what it does on a part of the split, would end this share of the target above it are not
 judged on the whole."""
 
+SHUFFLE = 1.0
+"""Noise on the ranking of removals in all orders but the first, in standard deviations of what is ranked."""
+
 N_RANKING_PAIR = 48
 """Pairs of the split that sizes and removals are tried on before the whole split decides."""
 
@@ -101,7 +104,7 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
         The mask, or None if no size passes, and the curve: size and loss, on the part, of every size tried.
     """
     n_learned = max(int((tau >= 0).sum()), 8)
-    grid = (n_learned * torch.logspace(-2, 1, 13, base=2)).round().long().clamp(1, int(tau.isfinite().sum())).unique()
+    grid = (n_learned * torch.logspace(-2, 3, 16, base=2)).round().long().clamp(1, int(tau.isfinite().sum())).unique()
     curve: list[dict[str, float]] = []
     best: Bool[Tensor, " node"] | None = None
     part = goal.on_part()
@@ -152,12 +155,23 @@ class Refined:
     effects: dict[str, float]
     """By node and edge: how much higher the calibrated loss on a part of the split is without it, in nats."""
 
+    @property
+    def n_node(self) -> int:
+        """Nodes left."""
+        return int(self.keep.sum())
+
+    @property
+    def n_edge(self) -> int:
+        """Edges left."""
+        return sum(int(mask.sum()) for mask in self.edges.values())
+
 
 def refine(
     goal: Goal,
     keep: Bool[Tensor, " node"],
     *,
     cuts_edges: bool = True,
+    order: int = 0,
     on_round: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Refined:
     """Remove nodes, then edges, as long as what is left reaches the goal on the split.
@@ -169,16 +183,17 @@ def refine(
         goal: What must be reached; its evaluator has no edges.
         keep: Nodes that reach it.
         cuts_edges: Whether edges are removed too.
+        order: 0 removes the least missed first; any other number shuffles that ranking a little, in its own way.
         on_round: Called with the record of each round.
 
     Source: ours; the paper removed such leftovers by hand (footnote 9).
     """
-    keep, rounds = eliminate(goal, keep, torch.ones_like(keep), on_round=on_round)
+    keep, rounds = eliminate(goal, keep, torch.ones_like(keep), order=order, on_round=on_round)
     space = EdgeSpace.of(edges_between(goal.evaluator.model, keep)) if cuts_edges else EdgeSpace({}, {})
     goal = dataclasses.replace(goal, evaluator=dataclasses.replace(goal.evaluator, edges=space))
     is_edge = torch.cat((torch.zeros_like(keep), torch.ones(space.n_edge, dtype=torch.bool)))
     items = torch.cat((keep, torch.ones(space.n_edge, dtype=torch.bool)))
-    items, in_groups = eliminate(goal, items, is_edge, on_round=on_round)
+    items, in_groups = eliminate(goal, items, is_edge, order=order, on_round=on_round)
     items, alone, losses = eliminate_alone(goal, items, on_round=on_round)
     left = items[: len(keep)]
     edges = edges_between(goal.evaluator.model, left)
@@ -194,6 +209,7 @@ def eliminate(
     keep: Bool[Tensor, " item"],
     among: Bool[Tensor, " item"],
     *,
+    order: int = 0,
     on_round: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]]]:
     """Remove items in groups.
@@ -207,14 +223,16 @@ def eliminate(
         goal: What must be reached.
         keep: Items that reach it.
         among: Which may be removed.
+        order: See `refine`.
         on_round: Called with the record of each round.
 
     Returns:
         The items left, and the rounds.
     """
     rounds: list[dict[str, Any]] = []
+    generator = torch.Generator().manual_seed(order) if order else None
     while True:
-        loose = _loose_items(goal.on_part_of(keep), keep, among)
+        loose = _loose_items(goal.on_part_of(keep), keep, among, generator)
         n_before = len(rounds)
         while (found := _largest_that_can_go(goal, keep, loose)) is not None:
             n_gone, loss = found
@@ -261,7 +279,7 @@ def eliminate_alone(
             return keep, rounds, dict(zip(names, losses.tolist(), strict=True))
 
 
-def _loose_items(part: Goal, keep: Tensor, among: Tensor) -> Int[Tensor, " loose"]:
+def _loose_items(part: Goal, keep: Tensor, among: Tensor, generator: torch.Generator | None) -> Int[Tensor, " loose"]:
     """Return the items that could each go alone on the part, the least missed first."""
     items = (part.evaluator.removable(keep) & among).nonzero().flatten()
     if len(items) == 0:
@@ -273,7 +291,10 @@ def _loose_items(part: Goal, keep: Tensor, among: Tensor) -> Int[Tensor, " loose
     if part.max_auroc < 1 and likely.any() and int(items[0]) < part.evaluator.n_node:
         auroc_share[likely] = part.auroc(without[likely], base=keep) / part.max_auroc
     is_loose = likely & (auroc_share <= 1)
-    return items[is_loose][(loss_share + auroc_share)[is_loose].argsort(stable=True)]
+    missed = loss_share + auroc_share
+    if generator is not None:
+        missed = missed + SHUFFLE * missed.std(correction=0) * torch.randn(len(missed), generator=generator)
+    return items[is_loose][missed[is_loose].argsort(stable=True)]
 
 
 def _largest_that_can_go(goal: Goal, keep: Tensor, loose: Int[Tensor, " loose"]) -> tuple[int, float] | None:

@@ -18,7 +18,7 @@ from sparse_circuits.errors import PruneError, TaskError
 from sparse_circuits.faithfulness.card import BIGRAM_SOLVABLE
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
-from sparse_circuits.pruning import prune
+from sparse_circuits.pruning import example_pair, prune
 from sparse_circuits.refinement import loss_at_sizes
 from sparse_circuits.scoring import accuracy, all_logit_differences, task_loss
 from sparse_circuits.tables import aligned
@@ -96,6 +96,58 @@ def prune_all(
         with written_whole(out / "curves.svg") as temporary:
             temporary.write_text(draw_curves(curves, target_loss=config.target_loss), encoding="utf-8")
     return summary
+
+
+def describe_tasks(
+    model: Transformer, *, names: Sequence[str] | None = None, seed: int = 0, corpus: Corpus | None = None
+) -> dict[str, Any]:
+    """Say what each task asks, and how well the model does it.
+
+    Args:
+        model: The model.
+        names: Tasks; all of them if left out.
+        seed: Of the prompts.
+        corpus: For mined pairs.
+
+    Returns:
+        By task: `behaviour` (one sentence), `example` (the shortest pair), and by level, `hard` form and `mined` pairs
+        `loss` (nats a side, chance 0.693) and `accuracy` of the full model; or `refused`, and why.
+    """
+    known, found = BEHAVIOURS | CONTROLS, {}
+    for name in names or BEHAVIOURS:
+        try:
+            task = make_task(name, model.tokenizer, seed=seed, corpus=corpus)
+        except TaskError as error:
+            found[name] = {"refused": str(error)}
+            continue
+        parts = {level: task.split("test").at_level(level) for level in sorted(set(task.split("test").levels))}
+        parts |= {split: task.split(split) for split in ("hard", "mined") if split in task.splits}
+        numbers = {}
+        for part, pairs in parts.items():
+            if len(pairs):
+                difference = all_logit_differences(model, pairs)[0]
+                numbers[part] = {"loss": float(task_loss(difference)), "accuracy": float(accuracy(difference))}
+        behaviour = (known[name].__doc__ or "").strip().split("\n")[0] if name in known else f"pairs of {task.path}"
+        found[name] = {"behaviour": behaviour, "example": example_pair(model, task), "numbers": numbers}
+    return found
+
+
+def tasks_table(found: dict[str, Any]) -> str:
+    """Write what `describe_tasks` found: loss and accuracy of the full model, then what each task asks."""
+    parts = ("i", "ii", "hard", "mined")
+    rows = [["task", *(f"{part}: loss, accuracy" for part in parts)]]
+    for name, row in found.items():
+        numbers = row.get("numbers", {})
+        cells = [f"{numbers[p]['loss']:.3f}  {numbers[p]['accuracy']:.1%}" if p in numbers else "—" for p in parts]
+        rows.append([name, *cells])
+    lines = aligned(rows)
+    for name, row in found.items():
+        lines += ["", f"{name}: {row.get('behaviour') or row['refused']}"]
+        for side in row.get("example", ()):
+            prompt = side["prompt"].replace("\n", "\\n")
+            answer = side["answer"].replace("\n", "\\n")
+            lines.append(f"  {prompt}  →  {answer!r}")
+    return "\n".join(lines)
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:

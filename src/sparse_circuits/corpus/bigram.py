@@ -42,8 +42,8 @@ class BigramCounts:
 def count_corpus(corpus: Corpus, sources: list[str]) -> BigramCounts:
     """Count the training shards whole, each source weighted alike, whatever its length.
 
-    Weighted by its share of the training tokens, the smaller source is drowned where both go on from a token: the
-    model then ends with a higher loss on both (measured: docs/method.md).
+    Weighted by its share of the training tokens, the smaller source is drowned where both go on from a token; short
+    runs then ended with a higher loss on both.
     """
     n_vocab = corpus.tokenizer.n_vocab
     total = torch.zeros(n_vocab, n_vocab, dtype=torch.float64)

@@ -1,0 +1,159 @@
+"""A search of the pruner's settings for the smallest circuit, on Optuna (extra `search`): `sc.search_settings`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from sparse_circuits.checkpoint import load_arrays, save_arrays
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.errors import ConfigError, FormatError, PruneError
+from sparse_circuits.masks import LearnedMasks
+from sparse_circuits.model import Transformer
+from sparse_circuits.pruning import Pruning
+from sparse_circuits.refinement import scan_sizes
+from sparse_circuits.tasks.pairs import Task
+
+FORMAT, VERSION = "sparse-circuits search", 1
+
+RANGES = {
+    "lr": (2e-3, 5e-2),
+    "weight_decay": (1e-4, 1e-2),
+    "temperature": (0.1, 10.0),
+    "init_bias": (0.03, 0.3),
+    "init_noise": (1e-3, 0.1),
+    "necessity_coefficient": (0.1, 10.0),
+}
+"""Settings that are drawn log-uniformly; around the paper's centres (appendix A.2) and the defaults."""
+
+COUNT_RANGE = (1e-4, 3e-2)
+"""The same for a fixed price, which is searched if the configuration has one."""
+
+MISS = 10.0
+"""A trial that misses the target counts as the whole model, and as this many times more for each nat it misses."""
+
+
+def search_settings(
+    model: Transformer,
+    task: Task,
+    out: Path | str,
+    config: PruneConfig | None = None,
+    *,
+    n_trial: int = 32,
+    n_at_once: int = 8,
+    progress: TextIO | None = None,
+) -> Circuit:
+    """Try settings, several side by side, and refine the smallest circuit found.
+
+    Args:
+        model: The model.
+        task: What to prune for.
+        out: Folder of the search's journal and its best mask; a search that was interrupted goes on.
+        config: Settings that are not searched, and the target.
+        n_trial: Trials in all.
+        n_at_once: Trials that are learned in one pass.
+        progress: Where progress goes; None is silent.
+
+    Returns:
+        The refined circuit of the best trial; its `removed[0]` has the trial and its settings.
+
+    Raises:
+        ConfigError: Optuna is not installed.
+        PruneError: The model, or every trial, misses the target.
+
+    Source: the paper searched with CARBS (appendix A.2); Optuna's TPE is ours.
+    """
+    out, config = Path(out), config or PruneConfig()
+    out.mkdir(parents=True, exist_ok=True)
+    pruning = Pruning(model, task, config, progress=progress)
+    study = _open(out, config, task, progress)
+    best = _stored_best(out / "best.safetensors")
+    while (n_done := _n_done(study)) < n_trial:
+        trials = [study.ask() for _ in range(min(n_at_once, n_trial - n_done))]
+        configs = [_drawn(trial, config) for trial in trials]
+        learned = pruning.learn(configs)
+        for trial, tau, drawn, history in zip(trials, learned.tau, configs, learned.history, strict=True):
+            keep, curve = scan_sizes(pruning.goal(config.max_auroc), tau)
+            missed = min(point["loss"] for point in curve) - config.target_loss
+            n_node = len(tau) * (1 + MISS * max(missed, 0.0)) if keep is None else float(keep.sum())
+            study.tell(trial, n_node)
+            _say(progress, f"trial {trial.number + 1} of {n_trial}: {n_node:,.0f} nodes")
+            if keep is not None and (best is None or n_node < best[0]["n_node"]):
+                header = {"n_node": n_node, "trial": trial.number, "config": drawn.to_json(), "last": history[-1]}
+                save_arrays(
+                    out / "best.safetensors", {"tau": tau.numpy()}, {"format": FORMAT, "version": VERSION, **header}
+                )
+                best = header, tau
+    if best is None:
+        raise PruneError(
+            f"no trial of {n_trial} meets target_loss {config.target_loss} on {task.name}; raise it, or try more"
+        )
+    header, tau = best
+    found = LearnedMasks(tau=tau[None], history=[[header["last"]]])
+    pruning.config = dataclasses.replace(PruneConfig.from_json(header["config"], where=str(out)), n_run=1)
+    circuit = pruning.cut_out(found)
+    circuit.removed[0]["search"] = {"trial": header["trial"], "n_trial": n_trial, "best_value": study.best_value}
+    return circuit
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError('searching needs Optuna: pip install "sparse-circuits[search]"') from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _open(out: Path, config: PruneConfig, task: Task, progress: TextIO | None) -> Any:
+    """Open the journal, or begin a new one beside a journal that can't be read."""
+    optuna = _optuna()
+    path = out / "journal.log"
+
+    def study() -> Any:
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+        name = f"{task.name} at {config.target_loss}"
+        sampler = optuna.samplers.TPESampler(seed=config.seed, constant_liar=True)
+        return optuna.create_study(study_name=name, storage=storage, sampler=sampler, load_if_exists=True)
+
+    try:
+        return study()
+    except Exception as error:  # whatever a broken line makes the library raise
+        if not path.exists():
+            raise
+        aside = path.with_suffix(f".broken-{len(list(out.glob('journal.broken-*'))) + 1}")
+        path.rename(aside)
+        _say(progress, f"{path} can't be read ({type(error).__name__}: {error}); kept as {aside.name}, begun anew")
+        return study()
+
+
+def _n_done(study: Any) -> int:
+    return sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
+
+
+def _drawn(trial: Any, config: PruneConfig) -> PruneConfig:
+    drawn = {name: trial.suggest_float(name, *ends, log=True) for name, ends in RANGES.items()}
+    drawn["beta2"] = 1 - trial.suggest_float("inv_beta2", 0.01, 0.2, log=True)
+    if config.necessity_coefficient == 0:
+        drawn["necessity_coefficient"] = 0.0
+    if config.count_coefficient is not None:
+        drawn["count_coefficient"] = trial.suggest_float("count_coefficient", *COUNT_RANGE, log=True)
+    return dataclasses.replace(config, seed=config.seed + trial.number, n_run=1, **drawn)
+
+
+def _stored_best(path: Path) -> tuple[dict[str, Any], torch.Tensor] | None:
+    if not path.exists():
+        return None
+    try:
+        header, arrays = load_arrays(path, FORMAT, VERSION)
+    except FormatError:
+        return None
+    return header, torch.from_numpy(arrays["tau"].copy())
+
+
+def _say(progress: TextIO | None, text: str) -> None:
+    if progress is not None:
+        progress.write(f"{text}\n")
+        progress.flush()

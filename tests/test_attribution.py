@@ -15,9 +15,12 @@ def loss_at(model, pairs, values, mask):
     masks, split = space.split(mask), space.split(values)
     edits = {}
     for name in space.widths:
-        edit = lambda x, m=masks[name], v=split[name]: m * x + (1 - m) * v  # noqa: E731
-        edit.acts_at_each_position = True
-        edits[name] = edit
+
+        def dim(x, m=masks[name], v=split[name]):
+            return m * x + (1 - m) * v
+
+        dim.acts_at_each_position = True
+        edits[name] = dim
     with torch.no_grad(), replacing(model, edits):
         return float(task_loss(logit_difference(model, pairs)[0]))
 

@@ -28,7 +28,7 @@ from sparse_circuits.masks import (
     surrogate_derivative,
 )
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.pruning import prune
+from sparse_circuits.pruning import LEARNED_SHARES, Pruning, prune
 from sparse_circuits.refinement import Goal, eliminate, keep_top, refine
 from sparse_circuits.scoring import CHANCE, all_logit_differences, logit_difference, task_loss
 from sparse_circuits.taps import reading, replacing
@@ -188,6 +188,21 @@ def test_runs_with_different_numbers_of_steps_are_refused():
     task = hand_built_task()
     with pytest.raises(ConfigError, match="need the same n_step and n_pair"):
         learn_masks(hand_built_model(), [_run(task), _run(task, n_step=2)])
+
+
+def test_masks_are_learned_again_for_a_lower_loss_only_where_the_target_decides_the_price(monkeypatch):
+    asked = []
+    learn = Pruning.learn
+
+    def recorded(self, configs, *, share):
+        asked.append(share)
+        return learn(self, configs, share=share)
+
+    monkeypatch.setattr(Pruning, "learn", recorded)
+    for settings in ({}, {"count_coefficient": 1e-3}):
+        with pytest.raises(PruneError, match="no size meets target_loss"):
+            prune(hand_built_model(), hand_built_task(), QUICK, exclude=(NODES[1],), n_step=5, **settings)
+    assert asked == [*LEARNED_SHARES, 1.0]
 
 
 def test_an_excluded_node_is_never_kept():

@@ -43,7 +43,7 @@ PRICE_RATE = 0.05
 """How fast the price follows the loss: its logarithm moves by at most this much a step."""
 
 LOST = 2.0
-"""A run that ends with more than this many times its target loss has fallen apart."""
+"""A run whose price followed the loss and that ends at more than this many times its target has fallen apart."""
 
 LOSS_MEMORY = 0.95
 """Share that the running mean of the loss, which the price follows, keeps from step to step."""
@@ -212,36 +212,20 @@ def _learn_together(
     if any((config.n_step, config.n_pair) != (n_step, n_pair) for config in configs):
         raise ConfigError("runs that are learned together need the same n_step and n_pair")
     generators = [torch.Generator().manual_seed(config.seed) for config in configs]
-    taus = [_initial(space, config, g) for config, g in zip(configs, generators, strict=True)]
-    adam = torch.optim.AdamW(
-        [
-            {"params": [tau], "lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay}
-            for tau, config in zip(taus, configs, strict=True)
-        ],
-        fused=True,
-    )
+    masks = _Masks(space, configs, generators)
     batches = [_endless_batches(run.fit, n_pair, g) for run, g in zip(runs, generators, strict=True)]
-    calibration = _Calibration(runs)
-    price = _Price(configs)
+    calibration, price = _Calibration(runs), _Price(configs)
     targets = [all_logit_differences(model, run.fit)[0] if run.config.goal == "model" else None for run in runs]
-    values = torch.stack([run.values for run in runs])
+    values = space.split(torch.stack([run.values for run in runs]))
     temperature = torch.tensor([[config.temperature] for config in configs])
     necessity = torch.tensor([config.necessity_coefficient for config in configs])
-    excluded = torch.stack([_marked(space, config.exclude) for config in configs])
-    owner = [_owner(space, config) for config in configs]
     with_complement = bool(necessity.any())
     history: list[list[dict[str, float]]] = [[] for _ in runs]
-    last_good = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
-    last_kept = torch.zeros_like(last_good)
     with _frozen(model):
         for step in range(n_step):
-            for group, config in zip(adam.param_groups, configs, strict=True):
-                group["lr"] = config.lr * _rate_at(step, config)
-            tau = torch.stack([own[index] for own, index in zip(taus, owner, strict=True)])
-            parts, split_values = space.split(tau), space.split(values)
             edits = {
-                name: LearnedMask(parts[name], split_values[name], temperature=temperature, complement=with_complement)
-                for name in space.widths
+                name: LearnedMask(tau, values[name], temperature=temperature, complement=with_complement)
+                for name, tau in space.split(masks.tau()).items()
             }
             chosen = [next(b) for b in batches]
             pairs = Pairs.join([run.fit.take(index) for run, index in zip(runs, chosen, strict=True)])
@@ -258,36 +242,72 @@ def _learn_together(
             if with_complement:
                 objective = objective + (necessity * information_left(difference[1])).sum()
             objective.backward()
-            for own, index, cost, config in zip(taus, owner, price.now, configs, strict=True):
-                assert own.grad is not None
-                slope = surrogate_derivative(own.detach(), config.temperature)
-                own.grad += cost * slope * torch.bincount(index, minlength=len(own))
-            adam.step()
-            adam.zero_grad()
+            masks.step(step, price.now)
             calibration.step()
-            with torch.no_grad():
-                for own, out in zip(taus, excluded, strict=True):
-                    own.clamp_(-1, 1).masked_fill_(out, -1)
             price.follow(losses.detach())
-            tau = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
-            is_good = (losses.detach() <= price.target) & price.is_met()
-            last_good = torch.where(is_good[:, None], tau, last_good)
-            keep = tau >= 0
-            last_kept = torch.where(keep, step + 1, last_kept)
+            masks.remember(step, (losses.detach() <= price.target) & price.is_met())
+            n_node = (masks.tau() >= 0).sum(1).tolist()
+            columns = zip(losses.tolist(), n_node, price.now, calibration.scales(), strict=True)
             records = [
-                {"step": step, "loss": loss, "n_node": n_node, "price": cost, "scale": scale}
-                for loss, n_node, cost, scale in zip(
-                    losses.tolist(), keep.sum(1).tolist(), price.now, calibration.scales(), strict=True
-                )
+                {"step": step, "loss": loss, "n_node": n, "price": cost, "scale": scale}
+                for loss, n, cost, scale in columns
             ]
             for kept, record in zip(history, records, strict=True):
                 kept.append(record)
             on_step(step, records)
-    tau = torch.stack([own.detach()[index] for own, index in zip(taus, owner, strict=True)])
-    # Masks that fell apart have no gradient to come back by: then the last ones that reached the target count.
-    tau = torch.where(price.is_lost()[:, None], last_good, tau)
-    tau = torch.where(tau >= 0, tau, -2 + last_kept / n_step)
-    return LearnedMasks(tau=tau.masked_fill(excluded, -torch.inf), history=history)
+    return LearnedMasks(tau=masks.ranks(price.is_lost()), history=history)
+
+
+class _Masks:
+    """The parameters of all runs: their optimizer, each at its own rates, and what they were."""
+
+    def __init__(self, space: NodeSpace, configs: list[PruneConfig], generators: list[torch.Generator]) -> None:
+        self.configs = configs
+        self.own = [_initial(space, config, g) for config, g in zip(configs, generators, strict=True)]
+        self.owner = [_owner(space, config) for config in configs]
+        self.excluded = torch.stack([_marked(space, config.exclude) for config in configs])
+        groups = [
+            {"params": [tau], "lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay}
+            for tau, config in zip(self.own, configs, strict=True)
+        ]
+        self.adam = torch.optim.AdamW(groups, fused=True)
+        self.last_good = self.tau().detach()
+        self.last_kept = torch.zeros_like(self.last_good)
+
+    def tau(self) -> Float[Tensor, "run node"]:
+        """Return every node's parameter; gradients flow to the one that it is tied to."""
+        return torch.stack([own[index] for own, index in zip(self.own, self.owner, strict=True)])
+
+    def step(self, step: int, prices: list[float]) -> None:
+        """Add the price of nodes to the gradients, and take a step."""
+        for own, index, cost, config in zip(self.own, self.owner, prices, self.configs, strict=True):
+            assert own.grad is not None
+            slope = surrogate_derivative(own.detach(), config.temperature)
+            own.grad += cost * slope * torch.bincount(index, minlength=len(own))
+        for group, config in zip(self.adam.param_groups, self.configs, strict=True):
+            group["lr"] = config.lr * _rate_at(step, config)
+        self.adam.step()
+        self.adam.zero_grad()
+        with torch.no_grad():
+            for own, out in zip(self.own, self.excluded, strict=True):
+                own.clamp_(-1, 1).masked_fill_(out, -1)
+
+    @torch.no_grad()
+    def remember(self, step: int, is_good: Bool[Tensor, " run"]) -> None:
+        """Note when each node was last kept, and the parameters of the runs that are at their target."""
+        tau = self.tau()
+        self.last_good = torch.where(is_good[:, None], tau, self.last_good)
+        self.last_kept = torch.where(tau >= 0, step + 1, self.last_kept)
+
+    @torch.no_grad()
+    def ranks(self, is_lost: Bool[Tensor, " run"]) -> Float[Tensor, "run node"]:
+        """Return what `LearnedMasks.tau` holds.
+
+        A run that fell apart has no gradient to come back by: its last parameters that reached the target count.
+        """
+        tau = torch.where(is_lost[:, None], self.last_good, self.tau())
+        tau = torch.where(tau >= 0, tau, -2 + self.last_kept / self.configs[0].n_step)
+        return tau.masked_fill(self.excluded, -torch.inf)
 
 
 class _Calibration:
@@ -335,7 +355,7 @@ class _Price:
         return self.mean_loss <= self.target
 
     def is_lost(self) -> Bool[Tensor, " run"]:
-        return self.mean_loss > LOST * self.target
+        return (self.mean_loss > LOST * self.target) & ~torch.tensor(self.is_fixed)
 
 
 def _initial(space: NodeSpace, config: PruneConfig, generator: torch.Generator) -> Float[Tensor, " node"]:

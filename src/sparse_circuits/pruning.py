@@ -52,12 +52,14 @@ def prune(
     pruning = Pruning(model, task, dataclasses.replace(config or PruneConfig(), **settings), progress=progress)
     config = pruning.config
     configs = [dataclasses.replace(config, seed=config.seed + run, n_run=1) for run in range(config.n_run)]
-    for share in LEARNED_SHARES[:-1]:
+    # Only a price that follows the loss depends on the target; under a fixed one a second attempt would be the first.
+    *first, last = LEARNED_SHARES if config.count_coefficient is None else (1.0,)
+    for share in first:
         try:
             return pruning.cut_out(pruning.learn(configs, share=share))
         except PruneError as error:
             pruning.say(f"{error}; learning again for a lower loss")
-    return pruning.cut_out(pruning.learn(configs, share=LEARNED_SHARES[-1]))
+    return pruning.cut_out(pruning.learn(configs, share=last))
 
 
 class Pruning:
@@ -91,7 +93,7 @@ class Pruning:
         if self.model_loss > config.target_loss and not task.is_control:
             raise PruneError(
                 f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
-                f"{task.name} (select) is {self.model_loss:.3f}; train longer, or set target_loss above that"
+                f"{task.name} (select) is {self.model_loss:.6f}, chance 0.693; train longer or raise target_loss"
             )
 
     def goal(self, max_auroc: float) -> Goal:

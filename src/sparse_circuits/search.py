@@ -120,9 +120,7 @@ def _open(out: Path, config: PruneConfig, task: Task, progress: TextIO | None) -
 
     try:
         return study()
-    except Exception as error:  # whatever a broken line makes the library raise
-        if not path.exists():
-            raise
+    except (ValueError, KeyError, TypeError) as error:  # what a broken line makes the library raise
         aside = path.with_suffix(f".broken-{len(list(out.glob('journal.broken-*'))) + 1}")
         path.rename(aside)
         _say(progress, f"{path} can't be read ({type(error).__name__}: {error}); kept as {aside.name}, begun anew")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sparse_circuits import kernels as kernels
     from sparse_circuits.circuit import Circuit as Circuit
     from sparse_circuits.configs import CorpusConfig as CorpusConfig
+    from sparse_circuits.configs import MatchConfig as MatchConfig
     from sparse_circuits.configs import ModelConfig as ModelConfig
     from sparse_circuits.configs import OptimizerConfig as OptimizerConfig
     from sparse_circuits.configs import PruneConfig as PruneConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sparse_circuits.examples import example as example
     from sparse_circuits.faithfulness import verify as verify
     from sparse_circuits.loading import load as load
+    from sparse_circuits.matching import match as match
     from sparse_circuits.model import Transformer as Transformer
     from sparse_circuits.pruning import prune as prune
     from sparse_circuits.search import search_settings as search_settings
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Circuit": "circuit",
     "CorpusConfig": "configs",
+    "MatchConfig": "configs",
     "ModelConfig": "configs",
     "OptimizerConfig": "configs",
     "PruneConfig": "configs",
@@ -48,6 +51,7 @@ _HOMES = {
     "example": "examples",
     "verify": "faithfulness",
     "load": "loading",
+    "match": "matching",
     "Transformer": "model",
     "prune": "pruning",
     "search_settings": "search",

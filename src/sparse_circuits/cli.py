@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from sparse_circuits import presets
-from sparse_circuits.configs import CorpusConfig, DemoConfig, PruneConfig, TrainConfig
+from sparse_circuits.configs import CorpusConfig, DemoConfig, MatchConfig, PruneConfig, TrainConfig
 from sparse_circuits.errors import SparseCircuitsError
 from sparse_circuits.settings import Config
 
@@ -140,7 +140,9 @@ def prune(
         str | None, tyro.conf.Positional, tyro.conf.arg(help="Name of the task, or a .jsonl or .csv file of pairs.")
     ] = None,
     all: Annotated[bool, tyro.conf.arg(help="Every task that the model solves, each in a folder of OUT.")] = False,
-    controls: Annotated[bool, tyro.conf.arg(help="With --all: the nonsense tasks too.")] = False,
+    controls: Annotated[
+        bool, tyro.conf.arg(help="With --all: nonsense tasks, and models that never learned, too.")
+    ] = False,
     seeds: Annotated[int, tyro.conf.arg(help="Prune one task from this many seeds, and compare the circuits.")] = 1,
     json: Json = False,
 ) -> None:
@@ -213,6 +215,26 @@ def search(
     circuit.save(out)
     _tell({"n_node": circuit.n_node, "n_edge": circuit.n_edge, **circuit.losses}, str(circuit), json=json)
     _wrote(out)
+
+
+@app.command
+def match(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The sparse model's finished run folder.")],
+    out: Out,
+    config: Annotated[MatchConfig, tyro.conf.arg(name="")],
+    prune: PruneConfig,
+    tasks: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="Tasks to prune in the sparse model and in both dense ones.")
+    ] = (),
+    json: Json = False,
+) -> None:
+    """Find the dense model that predicts as well as a sparse one, and compare their circuits."""
+    from sparse_circuits import matching
+    from sparse_circuits.runlog import terminal
+
+    found = matching.match(run, out, config, tasks=tasks, prune_config=prune, progress=terminal())
+    _tell(found, matching.table(found), json=json)
+    _wrote(out / "match.json")
 
 
 @app.command

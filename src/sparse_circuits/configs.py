@@ -418,6 +418,27 @@ class PruneConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchConfig(Config):
+    """How dense models around a sparse one's loss are found."""
+
+    lr: float = 0.004
+    """Learning rate of the dense models; all else is the sparse run's."""
+
+    first_width: int | None = None
+    """d_model to start from; if left out, that of a dense model with as many weights as the sparse one has nonzeros."""
+
+    n_model: int = 6
+    """Most dense models to train, 2 or more."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr < float("inf"), f"lr is {self.lr}, expected above 0")
+        require(
+            self.first_width is None or self.first_width >= 1, f"first_width is {self.first_width}, expected 1 or more"
+        )
+        require(self.n_model >= 2, f"n_model is {self.n_model}, expected 2 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DemoConfig(Config):
     """The main job from end to end: corpus, training, pruning, verification, pages."""
 

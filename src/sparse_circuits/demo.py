@@ -17,7 +17,7 @@ from sparse_circuits.files import is_done, read_json, write_json
 from sparse_circuits.loading import load
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import prune
-from sparse_circuits.runlog import read_records
+from sparse_circuits.runlog import read_records, say
 from sparse_circuits.sparsity import count_nonzeros
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks import task as make_task
@@ -114,9 +114,7 @@ class Demo:
         }
 
     def _say(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress.write(f"{text}\n")
-            self.progress.flush()
+        say(self.progress, text)
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

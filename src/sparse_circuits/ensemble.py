@@ -12,11 +12,12 @@ from torch import Tensor
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.files import is_done, write_json
+from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import prune
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks.pairs import Task
+from sparse_circuits.viewer.curves import draw_models
 
 FORMAT, VERSION = "sparse-circuits ensemble", 1
 
@@ -65,6 +66,9 @@ def prune_seeds(
         ],
     }
     write_json(out / "ensemble.json", found)
+    curves = [[(p["n_node"], p["loss"]) for p in circuit.removed[0]["scan"]["sizes"]] for circuit in circuits]
+    with written_whole(out / "curves.svg") as temporary:
+        temporary.write_text(draw_models({task.name: curves}, target_loss=config.target_loss), encoding="utf-8")
     return found
 
 

@@ -16,7 +16,7 @@ from sparse_circuits.errors import PruneError
 from sparse_circuits.masks import LearnedMasks, MaskRun, learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.refinement import Goal, loss_at_sizes, refine, scan_sizes
-from sparse_circuits.runlog import RunLog
+from sparse_circuits.runlog import RunLog, say
 from sparse_circuits.scoring import all_logit_differences, fit_calibration, match_loss, r_squared, task_loss
 from sparse_circuits.tasks.pairs import Pairs, Task
 
@@ -187,9 +187,7 @@ class Pruning:
 
     def say(self, text: str) -> None:
         """Tell of progress."""
-        if self.progress is not None:
-            self.progress.write(f"{self.task.name}: {text}\n")
-            self.progress.flush()
+        say(self.progress, f"{self.task.name}: {text}")
 
     def _show_round(self, record: dict[str, Any]) -> None:
         edges = "" if record["n_edge"] is None else f", {record['n_edge']} edges"

@@ -86,6 +86,13 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
+def say(stream: TextIO | None, text: str) -> None:
+    """Tell of progress in a line of its own; None is silent."""
+    if stream is not None:
+        stream.write(f"{text}\n")
+        stream.flush()
+
+
 def terminal() -> TextIO:
     """Return where progress belongs: results go to stdout, this goes to stderr."""
     return sys.stderr

@@ -14,6 +14,7 @@ from sparse_circuits.masks import LearnedMasks
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import Pruning
 from sparse_circuits.refinement import scan_sizes
+from sparse_circuits.runlog import say
 from sparse_circuits.tasks.pairs import Task
 
 FORMAT, VERSION = "sparse-circuits search", 1
@@ -79,7 +80,7 @@ def search_settings(
             missed = min(point["loss"] for point in curve) - config.target_loss
             n_node = len(tau) * (1 + MISS * max(missed, 0.0)) if keep is None else float(keep.sum())
             study.tell(trial, n_node)
-            _say(progress, f"trial {trial.number + 1} of {n_trial}: {n_node:,.0f} nodes")
+            say(progress, f"trial {trial.number + 1} of {n_trial}: {n_node:,.0f} nodes")
             if keep is not None and (best is None or n_node < best[0]["n_node"]):
                 header = {"n_node": n_node, "trial": trial.number, "config": drawn.to_json(), "last": history[-1]}
                 save_arrays(
@@ -123,7 +124,7 @@ def _open(out: Path, config: PruneConfig, task: Task, progress: TextIO | None) -
     except (ValueError, KeyError, TypeError) as error:  # what a broken line makes the library raise
         aside = path.with_suffix(f".broken-{len(list(out.glob('journal.broken-*'))) + 1}")
         path.rename(aside)
-        _say(progress, f"{path} can't be read ({type(error).__name__}: {error}); kept as {aside.name}, begun anew")
+        say(progress, f"{path} can't be read ({type(error).__name__}: {error}); kept as {aside.name}, begun anew")
         return study()
 
 
@@ -149,9 +150,3 @@ def _stored_best(path: Path) -> tuple[dict[str, Any], torch.Tensor] | None:
     except FormatError:
         return None
     return header, torch.from_numpy(arrays["tau"].copy())
-
-
-def _say(progress: TextIO | None, text: str) -> None:
-    if progress is not None:
-        progress.write(f"{text}\n")
-        progress.flush()

@@ -1,5 +1,6 @@
 """The circuits of many tasks of one model, in one folder and one table: `sc.prune_all`."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from sparse_circuits.candidates import Evaluator
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
+from sparse_circuits.control_models import KINDS, Kind, control_run
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import PruneError, TaskError
 from sparse_circuits.faithfulness.card import BIGRAM_SOLVABLE
@@ -20,6 +22,7 @@ from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import example_pair, prune
 from sparse_circuits.refinement import loss_at_sizes
+from sparse_circuits.runlog import say
 from sparse_circuits.scoring import accuracy, all_logit_differences, task_loss
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks import BEHAVIOURS, CONTROLS
@@ -54,8 +57,8 @@ def prune_all(
             that was interrupted goes on.
         config: How to prune.
         names: Tasks; all of them if left out.
-        controls: Prune the nonsense tasks too, with the same budget. One whose target can't be reached counts at the
-            size of the whole model.
+        controls: Prune the nonsense tasks too, and the tasks in models that never learned them, with the same budget.
+            One whose target can't be reached counts at the size of the whole model.
         corpus: For mined pairs.
         progress: Where progress goes; None is silent.
 
@@ -71,13 +74,17 @@ def prune_all(
             rows[name] = _row(model, task, out / name, config, progress)
         except (TaskError, PruneError) as error:
             skipped[name] = str(error)
-            _say(progress, f"skipped {name}: {error}")
+            say(progress, f"skipped {name}: {error}")
             continue
-        _say(progress, f"{name}: {rows[name]['n_node']} nodes, {rows[name]['n_edge']} edges")
+        say(progress, f"{name}: {rows[name]['n_node']} nodes, {rows[name]['n_edge']} edges")
     real = [row for row in rows.values() if not row["is_control"] and not row["is_bigram_solvable"]]
     nonsense = [row for row in rows.values() if row["is_control"]]
     means = {key: geometric_mean([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
     control_mean = geometric_mean([row["n_node"] for row in nonsense])
+    untrained = {}
+    if controls:
+        sizes = {name: row["n_node"] for name, row in rows.items() if not row["is_control"]}
+        untrained = {kind: _control_model(model, kind, sizes, out, config, progress) for kind in KINDS}
     summary = {
         "format": FORMAT,
         "version": VERSION,
@@ -88,6 +95,7 @@ def prune_all(
         "geometric_means": means,
         "control_mean": control_mean,
         "control_ratio": control_mean / means["n_node"] if control_mean and means["n_node"] else None,
+        "control_models": untrained,
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "summary.json", summary)
@@ -171,16 +179,11 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
         )
     row: dict[str, Any] = {"is_control": task.is_control, "is_bigram_solvable": False}
     started = time.monotonic()
-    if not is_done(folder):
-        try:
-            prune(model, task, config, progress=progress).save(folder)
-        except PruneError:
-            if not task.is_control:
-                raise
-            n_node = sum(model.config.node_widths().values())
-            return row | {"n_node": n_node, "n_edge": 0, "n_edge_all": 0, "is_reached": False}
+    circuit = _circuit(model, task, folder, config, progress)
+    if circuit is None:
+        n_node = sum(model.config.node_widths().values())
+        return row | {"n_node": n_node, "n_edge": 0, "n_edge_all": 0, "is_reached": False}
     seconds = round(time.monotonic() - started, 1)
-    circuit = Circuit.load(folder, model)
     circuit.log_test_reading(folder, "survey")
     nothing = torch.zeros(1, circuit.n_node_total, dtype=torch.bool)
     evaluator = Evaluator(model=model, pairs=select, values=circuit.values, may_shift=not task.answers_vary)
@@ -214,6 +217,48 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     }
 
 
+def _circuit(
+    model: Transformer, task: Task, folder: Path, config: PruneConfig, progress: TextIO | None
+) -> Circuit | None:
+    """Return a task's circuit: the one that is there, or a new one; None for a control that can't reach the target."""
+    unreached = folder / "unreached.json"
+    if not is_done(folder) and not unreached.exists():
+        try:
+            prune(model, task, config, progress=progress).save(folder)
+        except PruneError as error:
+            if not task.is_control:
+                raise
+            write_json(unreached, {"task": task.name, "config": config.to_json(), "reason": str(error)})
+    return None if unreached.exists() else Circuit.load(folder, model)
+
+
+def _control_model(
+    model: Transformer, kind: Kind, sizes: dict[str, int], out: Path, config: PruneConfig, progress: TextIO | None
+) -> dict[str, Any]:
+    """Prune the tasks in a model that never learned them.
+
+    Args:
+        model: The trained model.
+        kind: Which control.
+        sizes: Nodes of the real circuits, by task.
+        out: The survey's folder.
+        config: How the real circuits were pruned.
+        progress: Where progress goes.
+
+    Returns:
+        Nodes by task, the tasks whose target was reached, and the geometric mean of control over real.
+    """
+    control = control_run(model, kind, out / f"{kind}-model", seed=config.seed)
+    n_all, found = sum(model.config.node_widths().values()), {}
+    for name in sizes:
+        task = dataclasses.replace(make_task(name, model.tokenizer, seed=config.seed), is_control=True)
+        circuit = _circuit(control, task, out / f"{kind}-model" / "circuits" / name, config, progress)
+        found[name] = None if circuit is None else circuit.n_node
+        say(progress, f"{name} in the {kind} model: {found[name] or 'target not reached'}")
+    ratio = geometric_mean([(n or n_all) / sizes[name] for name, n in found.items()])
+    return {"n_node": found, "ratio": ratio}
+
+
 def table(summary: dict[str, Any]) -> str:
     """Write a survey as a table: losses in nats on `test`, chance 0.693."""
     head = ["task", "model", "circuit", "sealed", "nodes", "edges", "with embeddings", "seconds"]
@@ -243,10 +288,10 @@ def table(summary: dict[str, Any]) -> str:
             f"nonsense controls: {summary['control_mean']:.1f} nodes"
             + (f", {ratio:.1f} times the real tasks'" if ratio else "")
         )
+    for kind, found in summary["control_models"].items():
+        n_reached = sum(n is not None for n in found["n_node"].values())
+        lines.append(
+            f"the same tasks in a model with {kind} weights: {n_reached} of {len(found['n_node'])} reach the target"
+            + (f"; {found['ratio']:.1f} times the nodes" if found["ratio"] else "")
+        )
     return "\n".join(lines)
-
-
-def _say(progress: TextIO | None, text: str) -> None:
-    if progress is not None:
-        progress.write(f"{text}\n")
-        progress.flush()

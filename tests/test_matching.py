@@ -1,0 +1,108 @@
+"""A dense model of equal loss: the search on a curve that is known, the interpolation by hand, and one real run."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+import sparse_circuits as sc
+from sparse_circuits.configs import MatchConfig, TrainConfig
+from sparse_circuits.errors import ConfigError, FormatError
+from sparse_circuits.matching import (
+    NEAR,
+    between,
+    bracket,
+    compare_circuits,
+    dense_config,
+    first_width,
+    share_of_larger,
+    table,
+)
+
+
+@pytest.mark.parametrize("first", [8, 48, 80, 512])
+def test_the_search_closes_in_on_the_width_whose_loss_is_the_targets(first):
+    seen = []
+
+    def loss_of(width):
+        seen.append(width)
+        return 4 - 0.3 * math.log(width)
+
+    worse, better = bracket(loss_of, 4 - 0.3 * math.log(100), first=first, step=8, n_model=12)
+    assert worse < 100 <= better
+    assert better / worse <= NEAR
+    assert len(set(seen)) == len(seen), "no width is trained twice"
+
+
+def test_a_loss_that_no_width_reaches_is_said_with_what_was_tried():
+    with pytest.raises(ConfigError, match=r"loss 1\.000 between theirs \(d_model 8: 2\.000, 16: 2\.000"):
+        bracket(lambda width: 2.0, 1.0, first=8, step=8, n_model=3)
+
+
+def test_the_narrowest_width_may_already_be_better():
+    with pytest.raises(ConfigError, match=r"d_model 8: 2\.000, 16: 2\.000"):
+        bracket(lambda width: 2.0, 3.0, first=16, step=8, n_model=9)
+
+
+def test_interpolation_by_hand():
+    assert share_of_larger(3.2, 3.5, 3.0) == pytest.approx(0.6)
+    assert between(10, 1000, 0.5) == pytest.approx(100)
+    assert between(10, 1000, 0) == pytest.approx(10)
+
+
+def test_the_first_width_has_as_many_weights_as_there_are_nonzeros():
+    config = TrainConfig()
+    wanted = 2 * 2048 * 48 + 3 * 12 * 48**2  # embeddings, and 12 d² a layer
+    assert first_width(config, wanted) == 48
+    dense = dense_config(config, 48, lr=0.01)
+    assert (dense.model.n_head, dense.model.d_head, dense.model.d_mlp) == (3, 16, 192)
+    assert dense.model.act_density is None
+    assert dense.sparsity.matrix_density == dense.sparsity.bias_density == 1
+    assert (dense.n_token, dense.shares, dense.model.bigram) == (config.n_token, config.shares, config.model.bigram)
+
+
+def test_circuits_are_compared_on_the_tasks_that_all_three_solve():
+    sparse = {"tasks": {"a": {"n_node": 10}, "b": {"n_node": 5}}, "skipped": {}}
+    small = {"tasks": {"a": {"n_node": 100}}, "skipped": {"b": "why"}}
+    large = {"tasks": {"a": {"n_node": 400}, "b": {"n_node": 7}}, "skipped": {}}
+    found = compare_circuits([sparse, small, large], 0.5)
+    assert found["tasks"]["a"] == {
+        "sparse": 10,
+        "dense": pytest.approx(200),
+        "dense_two": [100, 400],
+        "ratio": pytest.approx(20),
+    }
+    assert found["geometric_mean"] == pytest.approx(20)
+    assert found["left_out"] == ["b"]
+
+
+def test_a_run_that_is_not_finished_is_refused(tmp_path):
+    with pytest.raises(FormatError, match="not a finished run"):
+        sc.match(tmp_path, tmp_path / "out")
+
+
+def test_a_match_is_trained_told_and_gone_on_with(tmp_path, quick_run, idioms_corpus):
+    # The sparse run is a dense one of 16 channels but for its rate, so models of 8 and of more are around its loss.
+    run = dataclasses.replace(quick_run, n_token=60 * 4 * 16, model=dataclasses.replace(quick_run.model, bigram="none"))
+    narrow, wide = (dense_config(run, width, lr=0.01) for width in (8, 32))
+    losses = {}
+    for width, config in ((8, narrow), (32, wide)):
+        sc.train(config, corpus=idioms_corpus, out=tmp_path / f"match/dense-{width}")
+        records = (tmp_path / f"match/dense-{width}/metrics.jsonl").read_text().splitlines()
+        losses[width] = json.loads(records[-1])["validation_loss"]["idioms"]
+    assert losses[32] < losses[8], "a wider model learns faster"
+    sc.train(dense_config(run, 16, lr=0.01), corpus=idioms_corpus, out=tmp_path / "run")
+    config = MatchConfig(lr=0.01, first_width=8, n_model=4)
+    found = sc.match(tmp_path / "run", tmp_path / "match", config)
+    low, high = found["dense"]
+    assert low["loss"] > found["sparse"]["loss"] >= high["loss"]
+    assert low["n_nonzero"] <= found["interpolated"]["n_nonzero"] <= high["n_nonzero"]
+    assert json.loads((tmp_path / "match/match.json").read_text()) == found
+    assert "dense of equal loss" in table(found)
+    assert sc.match(tmp_path / "run", tmp_path / "match", config) == found
+
+
+def test_match_settings_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="n_model is 1, expected 2 or more"):
+        MatchConfig(n_model=1)

@@ -1,6 +1,8 @@
 """The kernels agree with their definitions on whatever comes, and these with numbers worked by hand."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -76,6 +78,15 @@ def test_many_rows_go_through_the_parallel_loop_with_the_same_result():
     x = torch.randn(700, 96).round(decimals=1)
     assert x.numel() >= cpu._MIN_PARALLEL
     assert torch.equal(kernels.abs_topk(x, 24), reference.abs_topk(x, 24))
+
+
+def test_the_compiled_loops_leave_torchs_number_of_threads_as_it_was():
+    code = (
+        "import torch; torch.set_num_threads(1); from sparse_circuits import kernels; "
+        "kernels.abs_topk(torch.ones(512, 128), 4); print(torch.get_num_threads())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["1"]
 
 
 def test_abs_topk_takes_what_is_not_contiguous():

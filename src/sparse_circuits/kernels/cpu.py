@@ -18,9 +18,15 @@ _MIN_PARALLEL = 1 << 15
 
 @functools.cache
 def _compiled() -> ModuleType:
-    """Import the Numba functions at the first call, so that importing the package compiles nothing."""
+    """Import the Numba functions at the first call, so that importing the package compiles nothing.
+
+    Numba's threads are those of torch's OpenMP, and starting them sets their number to all cores; torch gets its own
+    number back.
+    """
+    n_thread = torch.get_num_threads()
     from sparse_circuits.kernels import _cpu_numba
 
+    torch.set_num_threads(n_thread)
     return _cpu_numba
 
 

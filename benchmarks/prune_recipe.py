@@ -2,11 +2,11 @@
 
     python benchmarks/prune_recipe.py RUN [--tasks NAME …] [--settings 32] [--steps 300]
 
-The published recipe (paper section 2.2, appendix A.2) minimises task loss + price · nodes at a fixed price, ranks nodes by
-their parameters, and bisects the number of nodes for the target; settings are drawn log-uniformly around the paper's
-centres. Scale and shift are fitted at every size that the bisection tries, which the paper's words allow and which helps
+The published recipe (paper section 2.2, appendix A.2) minimises task loss + price · nodes at a fixed price, ranks nodes
+by their parameters, and bisects the number of nodes for the target; settings are drawn log-uniformly around its
+centres. Scale and shift are fitted at every size that the bisection tries, which its words allow and which helps
 it. Ours is `sc.prune` with its defaults, and once more for sufficiency alone, as the paper prunes. Neither cuts edges
-here. All decide on the same `select`; the losses on `test` stand beside. Writes
+here, and all decide at the same loss on the same `select` (no margin); the losses on `test` stand beside. Writes
 benchmarks/results/prune_recipe-DATE-MACHINE.json after every task.
 """
 
@@ -39,8 +39,8 @@ PUBLISHED = PruneConfig(
     count_coefficient=1e-4, calibrates=False, necessity_coefficient=0, max_auroc=1, cuts_edges=False
 )
 OURS = {
-    "ours": PruneConfig(cuts_edges=False),
-    "ours, sufficiency alone": PruneConfig(cuts_edges=False, necessity_coefficient=0, max_auroc=1),
+    "ours": PruneConfig(cuts_edges=False, margin=0),
+    "ours, sufficiency alone": PruneConfig(cuts_edges=False, margin=0, necessity_coefficient=0, max_auroc=1),
 }
 
 

@@ -64,7 +64,7 @@ def test_a_saved_file_names_every_field(tmp_path: Path) -> None:
     [
         (TrainConfig, {"model": {"d_modle": 3}}, "model.d_modle is not a setting; did you mean d_model"),
         (DemoConfig, {"train": {"optimizer": {"betta1": 0.5}}}, "train.optimizer.betta1 is not a setting; did you"),
-        (PruneConfig, {"zzzz": 1}, "zzzz is not a setting; known are target_loss, goal, max_auroc"),
+        (PruneConfig, {"zzzz": 1}, "zzzz is not a setting; known are target_loss, margin, goal"),
         (ModelConfig, {"d_model": "128"}, "d_model is '128', expected int"),
         (ModelConfig, {"d_model": 128.0}, "d_model is 128.0, expected int"),
         (ModelConfig, {"d_model": True}, "d_model is True, expected int"),

@@ -332,8 +332,11 @@ class PruneConfig(Config):
     """How a circuit is cut out (paper section 2.2, appendix A.2)."""
 
     target_loss: float = 0.15
-    """Loss that the circuit may have on the select split, in nats: of the task after calibration, or against the
-    model."""
+    """Loss that the circuit may have, in nats: of the task after calibration, or against the model."""
+
+    margin: float = 0.15
+    """Share of target_loss by which a circuit must stay below it on the select split, in [0, 1): it does worse on other
+    templates than on those that its nodes were decided on."""
 
     goal: Literal["labels", "model"] = "labels"
     """Do the task, or answer as the model does, its errors and its confidence included, without calibration."""
@@ -411,7 +414,8 @@ class PruneConfig(Config):
         for name in ("n_step", "n_pair", "n_run", "n_order", "n_mean_token"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
         require(0 <= self.warmup_frac < 1, f"warmup_frac is {self.warmup_frac}, expected [0, 1)")
-        require(0 <= self.beta2 < 1, f"beta2 is {self.beta2}, expected [0, 1)")
+        for name in ("beta2", "margin"):
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}, expected [0, 1)")
         require(0.5 <= self.max_auroc <= 1, f"max_auroc is {self.max_auroc}, expected [0.5, 1]")
         for name in ("weight_decay", "init_noise", "necessity_coefficient"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected 0 or more")

@@ -33,6 +33,10 @@ PROMOTION = 10.0
 MEMORY = 2 << 30
 """Bytes that one pass of mask learning may take."""
 
+N_TOKEN_AT_ONCE = 8192
+"""Tokens of prompts in one pass: few short prompts waste the machine on small operations, and beyond this runs side by
+side gain nothing and fall out of the caches (benchmarks/prune_runs.py)."""
+
 CALIBRATION_RATE = 0.03
 """Adam's rate on scale and shift while masks are learned."""
 
@@ -164,7 +168,7 @@ def learn_masks(
     memory: int = MEMORY,
     on_step: Callable[[int, list[dict[str, float]]], None] = lambda *_: None,
 ) -> LearnedMasks:
-    """Learn the nodes to keep, as many runs in one pass over the shared weights as fit into memory.
+    """Learn the nodes to keep, in one pass over the shared weights as many runs as fit into memory and save time.
 
     Args:
         model: Its weights stay as they are.
@@ -175,7 +179,8 @@ def learn_masks(
     Raises:
         ConfigError: Runs differ in n_step or n_pair.
     """
-    at_once = max(1, memory // max(bytes_of_run(model, run) for run in runs))
+    by_memory = memory // max(bytes_of_run(model, run) for run in runs)
+    at_once = max(1, min(by_memory, N_TOKEN_AT_ONCE // max(tokens_of_run(run) for run in runs)))
     groups = [runs[start : start + at_once] for start in range(0, len(runs), at_once)]
     learned = [_learn_together(model, group, on_step) for group in groups]
     return LearnedMasks(
@@ -189,9 +194,13 @@ def bytes_of_run(model: Transformer, run: MaskRun) -> int:
     Each location's activation is kept some five times: by the norm or the nonlinearity, AbsTopK, its mask, the map that
     reads it, and attention.
     """
+    return int(1.5 * 5 * 4 * tokens_of_run(run) * sum(model.config.node_widths().values()))
+
+
+def tokens_of_run(run: MaskRun) -> int:
+    """Return the most tokens that one run's step reads: both sides of its pairs, with the circuit and without it."""
     n_prompt = 2 * run.config.n_pair * (1 + (run.config.necessity_coefficient > 0))
-    n_token = n_prompt * int(run.fit.length.max())
-    return int(1.5 * 5 * 4 * n_token * sum(model.config.node_widths().values()))
+    return n_prompt * int(run.fit.length.max())
 
 
 def _learn_together(

@@ -98,7 +98,7 @@ class Pruning:
 
     def goal(self, max_auroc: float) -> Goal:
         """Return what a circuit must reach, under a limit on AUROC."""
-        target = self.config.target_loss
+        target = self.config.target_loss * (1 - self.config.margin)
         return Goal(evaluator=self.evaluator, without=self.without, target_loss=target, max_auroc=max_auroc)
 
     def learn(self, configs: Sequence[PruneConfig], *, share: float = LEARNED_SHARES[0]) -> LearnedMasks:
@@ -138,8 +138,9 @@ class Pruning:
                 return keep, {"scan": scan}, goal
         n_node = int(learned.keep.sum(1).min())
         raise PruneError(
-            f"no size meets target_loss {self.config.target_loss} on {self.task.name}: masks ended with {n_node} nodes "
-            f"at loss {learned.history[0][-1]['loss']:.3f}; raise target_loss or n_step"
+            f"no size meets target_loss {self.config.target_loss} less the margin of {self.config.margin:.0%} on "
+            f"{self.task.name}: masks ended with {n_node} nodes at loss {learned.history[0][-1]['loss']:.3f}; "
+            "raise target_loss or n_step"
         )
 
     def cut_out(self, learned: LearnedMasks) -> Circuit:

@@ -76,8 +76,9 @@ def search_settings(
         configs = [_drawn(trial, config) for trial in trials]
         learned = pruning.learn(configs)
         for trial, tau, drawn, history in zip(trials, learned.tau, configs, learned.history, strict=True):
-            keep, curve = scan_sizes(pruning.goal(config.max_auroc), tau)
-            missed = min(point["loss"] for point in curve) - config.target_loss
+            goal = pruning.goal(config.max_auroc)
+            keep, curve = scan_sizes(goal, tau)
+            missed = min(point["loss"] for point in curve) - goal.target_loss
             n_node = len(tau) * (1 + MISS * max(missed, 0.0)) if keep is None else float(keep.sum())
             study.tell(trial, n_node)
             say(progress, f"trial {trial.number + 1} of {n_trial}: {n_node:,.0f} nodes")

@@ -26,7 +26,7 @@ from sparse_circuits.tasks.pairs import Pairs
 N_SET = 200
 """Random sets."""
 
-N_SET_PAIR = 64
+N_SET_PAIR = 48
 """Pairs that each random set is measured on."""
 
 N_NEAREST = 10

@@ -36,7 +36,7 @@ from sparse_circuits.tables import aligned
 
 TASKS = ("single_double_quote", "bracket_counting", "with_as", "for_while", "if_equals")
 PUBLISHED = PruneConfig(
-    count_coefficient=1e-4, calibrates=False, necessity_coefficient=0, max_auroc=1, cuts_edges=False
+    count_coefficient=1e-4, calibrates=False, init_noise=0.01, necessity_coefficient=0, max_auroc=1, cuts_edges=False
 )
 OURS = {
     "ours": PruneConfig(cuts_edges=False, margin=0),

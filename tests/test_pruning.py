@@ -19,6 +19,7 @@ from sparse_circuits.faithfulness import verify
 from sparse_circuits.faithfulness.intervals import estimate
 from sparse_circuits.faithfulness.necessity import matched_sets
 from sparse_circuits.masks import (
+    PRICE_AT_START,
     PROMOTION,
     LearnedMask,
     MaskRun,
@@ -231,13 +232,14 @@ def test_a_query_channel_that_is_tied_goes_with_its_key_channel():
 def test_the_price_rises_below_the_target_and_falls_above_it():
     task = hand_built_task()
     below, above = (
-        learn_masks(hand_built_model(), [_run(task, n_step=5, lr=1e-6, target_loss=target)]).history[0]
+        learn_masks(hand_built_model(), [_run(task, n_step=5, lr=1e-6, init_noise=0, target_loss=target)]).history[0]
         for target in (0.6, 1e-9)
     )
     prices = [record["price"] for record in below]
     assert prices == sorted(prices)
-    assert prices[-1] < 2e-3 * math.exp(5 * 0.05) + 1e-12
-    assert [record["price"] for record in above] == pytest.approx([2e-3 * math.exp(-0.05 * i) for i in range(1, 6)])
+    assert prices[-1] < PRICE_AT_START * math.exp(5 * 0.05) + 1e-12
+    falling = [PRICE_AT_START * math.exp(-0.05 * i) for i in range(1, 6)]
+    assert [record["price"] for record in above] == pytest.approx(falling)
     fixed = learn_masks(hand_built_model(), [_run(task, n_step=5, count_coefficient=0.03)]).history[0]
     assert [record["price"] for record in fixed] == [0.03] * 5
 

@@ -12,6 +12,7 @@ import tyro
 from sparse_circuits import presets
 from sparse_circuits.configs import CorpusConfig, DemoConfig, MatchConfig, PruneConfig, TrainConfig
 from sparse_circuits.errors import SparseCircuitsError
+from sparse_circuits.memory import keep_freed_memory
 from sparse_circuits.settings import Config
 
 app = tyro.extras.SubcommandApp()
@@ -305,6 +306,7 @@ def predict(
 def main() -> None:
     """Run the command; an expected error is one line on stderr and exit code 1."""
     arguments = sys.argv[1:]
+    keep_freed_memory()
     try:
         if len(arguments) > 1 and arguments[0] in ("train", "demo") and arguments[1].endswith(".json"):
             kind = TrainConfig if arguments[0] == "train" else DemoConfig

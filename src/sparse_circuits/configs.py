@@ -388,7 +388,7 @@ class PruneConfig(Config):
     init_bias: float = 0.1
     """Start of every node parameter; above 0 every node starts kept."""
 
-    init_noise: float = 0.01
+    init_noise: float = 0.08
     """Standard deviation around that start."""
 
     cuts_edges: bool = True

@@ -40,7 +40,7 @@ side gain nothing and fall out of the caches (benchmarks/prune_runs.py)."""
 CALIBRATION_RATE = 0.03
 """Adam's rate on scale and shift while masks are learned."""
 
-PRICE_AT_START = 2e-3
+PRICE_AT_START = 2e-4
 """Price of a node that the dual variable starts from."""
 
 PRICE_RATE = 0.05

@@ -24,7 +24,7 @@ RANGES = {
     "weight_decay": (1e-4, 1e-2),
     "temperature": (0.1, 10.0),
     "init_bias": (0.03, 0.3),
-    "init_noise": (1e-3, 0.1),
+    "init_noise": (1e-3, 0.3),
     "necessity_coefficient": (0.1, 10.0),
 }
 """Settings that are drawn log-uniformly; around the paper's centres (appendix A.2) and the defaults."""

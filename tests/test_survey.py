@@ -8,7 +8,7 @@ import pytest
 import sparse_circuits as sc
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.survey import table
-from sparse_circuits.viewer.curves import draw_curves
+from sparse_circuits.viewer.curves import draw_curves, draw_models
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +65,16 @@ def test_the_bold_line_is_the_mean_of_the_others():
     assert heights[2] == pytest.approx([(a + b) / 2 for a, b in zip(*heights[:2], strict=True)], abs=0.06)
     titles = [t.text for t in root.iter() if t.tag.endswith("title")]
     assert titles == ["<a>", "b", "mean"]
+
+
+def test_a_models_line_is_the_mean_of_its_seeds_and_its_band_reaches_from_lowest_to_highest():
+    seeds = [[(1, 0.6), (100, 0.2)], [(1, 0.4), (100, 0.0)]]
+    root = ET.fromstring(draw_models({"<a>": seeds, "b": [[(1, 0.5), (100, 0.1)]]}, target_loss=0.15))
+    band, line, other = (p for p in root.iter() if p.tag.endswith("path"))
+    points = [point for point in band.get("d").split() if "," in point]
+    heights = [float(point.split(",")[1]) for point in points]
+    middle = [float(point.split(",")[1]) for point in line.get("d").split()[1:]]
+    assert heights[0] < middle[0] < heights[3], "a higher loss stands higher"
+    assert middle == pytest.approx([(heights[0] + heights[3]) / 2, (heights[1] + heights[2]) / 2], abs=0.06)
+    assert line.get("d") == other.get("d")
+    assert "<a>, 2 seeds" in [text.text for text in root.iter() if text.tag.endswith("text")]

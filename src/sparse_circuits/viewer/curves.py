@@ -72,7 +72,7 @@ def draw_models(models: Mapping[str, Sequence[Curve]], *, target_loss: float) ->
         line = axes.line(mean_curve(seeds))
         parts.append(
             f'<path class="model" style="stroke:{colour}" d="M {line}"><title>{escape(name)}</title></path>'
-            f'<text x="{WIDTH - RIGHT + 8}" y="{TOP + 14 + 16 * i}" style="fill:{colour}">{escape(name)}'
+            f'<text x="{WIDTH - RIGHT + 8}" y="{axes.y(0.6) + 16 * i:.1f}" style="fill:{colour}">{escape(name)}'
             f"{f', {len(seeds)} seeds' if len(seeds) > 1 else ''}</text>"
         )
     return "\n".join([*parts, "</svg>"])

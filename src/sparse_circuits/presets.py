@@ -13,7 +13,7 @@ from sparse_circuits.configs import (
 )
 
 SMALL = TrainConfig(
-    model=ModelConfig(bigram="none"), n_token=6_000_000, optimizer=OptimizerConfig(lr=0.012), validate_every=500
+    model=ModelConfig(bigram="none"), n_token=7_000_000, optimizer=OptimizerConfig(lr=0.012), validate_every=500
 )
 """Three layers that learn in some eight minutes on two cores.
 

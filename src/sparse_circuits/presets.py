@@ -17,8 +17,8 @@ SMALL = TrainConfig(
 )
 """Three layers that learn in some eight minutes on two cores.
 
-Without a bigram table: with one the loss on text is a little lower, but behaviours carry over worse to contexts that
-the model has not seen, circuits are larger, and the model breaks more easily (docs/log.md).
+Without a bigram table: with one the loss on text is a little lower and some behaviours come sooner, but most carry over
+worse to contexts that the model has not seen (docs/log.md).
 """
 
 DENSE = dataclasses.replace(

@@ -55,4 +55,4 @@ DEMO_PRESETS = {
         n_set=20,
     ),
 }
-"""Demos to start from: `small` takes a quarter of an hour, `tiny` a minute."""
+"""Demos to start from: `small` takes a quarter of an hour, `tiny` some five minutes."""

@@ -83,7 +83,7 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path):
 
 
 def test_a_match_is_trained_told_and_gone_on_with(tmp_path, quick_run, idioms_corpus):
-    # The sparse run is a dense one of 16 channels but for its rate, so models of 8 and of more are around its loss.
+    # What is matched is itself dense, of 16 channels: then it is known that 8 are worse and 32 better.
     run = dataclasses.replace(quick_run, n_token=60 * 4 * 16, model=dataclasses.replace(quick_run.model, bigram="none"))
     narrow, wide = (dense_config(run, width, lr=0.01) for width in (8, 32))
     losses = {}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -93,12 +93,7 @@ def match(
             for name, folder in folders.items()
         }
         found["circuits"] = compare_circuits([*surveys.values()], weight)
-        shared = found["circuits"]["tasks"]
-        if shared:
-            curves = {name: [mean_curve([s["tasks"][task]["curve"] for task in shared])] for name, s in surveys.items()}
-            target_loss = (prune_config or PruneConfig()).target_loss
-            with written_whole(out / "curves.svg") as temporary:
-                temporary.write_text(draw_models(curves, target_loss=target_loss), encoding="utf-8")
+        _draw(surveys, found["circuits"]["tasks"], out / "curves.svg", (prune_config or PruneConfig()).target_loss)
     write_json(out / "match.json", found)
     return found
 
@@ -234,6 +229,14 @@ def table(found: dict[str, Any]) -> str:
             lines.append(f"geometric mean of the ratios: {found['circuits']['geometric_mean']:.1f}")
         lines += [f"left out, as not all three models solve it: {name}" for name in found["circuits"]["left_out"]]
     return "\n".join(lines)
+
+
+def _draw(surveys: dict[str, dict[str, Any]], shared: Collection[str], path: Path, target_loss: float) -> None:
+    """Draw each model's mean curve over the tasks that all of them solve, if there are any."""
+    if shared:
+        curves = {name: [mean_curve([s["tasks"][task]["curve"] for task in shared])] for name, s in surveys.items()}
+        with written_whole(path) as temporary:
+            temporary.write_text(draw_models(curves, target_loss=target_loss), encoding="utf-8")
 
 
 def _described(run: Path, sparse: TrainConfig) -> dict[str, Any]:

@@ -10,9 +10,9 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 def keep_freed_memory() -> bool:
     """Let the process keep the memory of freed tensors for the next ones, in place of handing it back to the system.
 
-    Otherwise every step's large activations are pages that the kernel must clear anew: a tenth of a training step on
-    two cores (docs/log.md). The process then stays as large as it was at its largest. For programs, not for libraries:
-    the setting is the whole process's.
+    Otherwise every step's large activations are pages that the kernel must clear anew: about a tenth of a training step
+    on one thread (docs/log.md). The process then stays as large as it was at its largest. For programs, not for
+    libraries: the setting is the whole process's.
 
     Returns:
         Whether the C library took it; only glibc does.

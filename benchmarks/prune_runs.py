@@ -1,9 +1,11 @@
 """R runs of mask learning in one call against R calls of one run each, in turn, same code, same model.
 
-    python benchmarks/prune_runs.py [--runs 8] [--steps 10] [--rounds 5]
+    python benchmarks/prune_runs.py [--runs 8] [--steps 10] [--rounds 5] [--before CHECKOUT]
 
 The model has the demo's shape and random weights of its density; prompts are random tokens. Prints the medians and
 their ratio for 16 pairs of 64 tokens and for 8 pairs of 16, and writes benchmarks/results/prune_runs-DATE-MACHINE.json.
+With `--before`, a checkout of commit 6d8a58d, the first pruner makes the same runs, one by one, in a process of its own
+that takes its turn in every round.
 """
 
 import argparse
@@ -13,6 +15,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,6 +31,33 @@ from sparse_circuits.presets import SMALL
 from sparse_circuits.sparsity import project_
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks.pairs import Pairs
+
+BEFORE = """
+import json, sys, time, torch
+from sparse_circuits.configs import ModelConfig, PruneConfig
+from sparse_circuits.masks import learn_masks
+from sparse_circuits.model import Transformer
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.tasks.pairs import Pairs
+
+given = json.loads(sys.argv[1])
+n_pair, n_token, n_run, n_step = (given[k] for k in ("n_pair", "n_token", "n_run", "n_step"))
+model = Transformer(ModelConfig(**given["model"])).eval()
+model.load_state_dict(torch.load(given["weights"], weights_only=True))
+tokens = torch.randint(model.config.n_vocab, (4 * n_pair, 2, n_token), generator=torch.Generator().manual_seed(0))
+fit = Pairs(
+    tokens=tokens, length=torch.full((4 * n_pair,), n_token), answers=tokens[:, :, 0],
+    templates=("random",) * (4 * n_pair), levels=("i",) * (4 * n_pair),
+)
+values = torch.zeros(NodeSpace.of(model.config).n_node)
+config = PruneConfig(n_step=n_step, n_pair=n_pair, count_coefficient=1e-9)
+learn_masks(model, fit, values, config)
+start = time.perf_counter()
+for _ in range(n_run):
+    learn_masks(model, fit, values, config)
+print(time.perf_counter() - start)
+"""
+"""What the first pruner runs; its interface was another one."""
 
 SHAPES = {"16 pairs of 64 tokens": (16, 64), "8 pairs of 16 tokens": (8, 16)}
 
@@ -54,16 +86,30 @@ def pairs(n_pair: int, n_token: int) -> Pairs:
     )
 
 
+def seconds_before(checkout: Path, made: Transformer, **shape: int) -> float:
+    """Time the first pruner on as many runs, one by one."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.pt"
+        torch.save(made.state_dict(), weights)
+        given = json.dumps({"model": dataclasses.asdict(made.config), "weights": str(weights), **shape})
+        environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
+        told = subprocess.run(
+            [sys.executable, "-c", BEFORE, given], env=environment, capture_output=True, text=True, check=True
+        )
+    return float(told.stdout)
+
+
 def main() -> None:
     """Time both ways in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--before", type=Path)
     arguments = parser.parse_args()
     made = model()
     values = torch.zeros(NodeSpace.of(made.config).n_node)
-    rows, results = [["", "together", "one by one", "ratio"]], {}
+    rows, results = [["", "together", "one by one, ratio", *(["first pruner, ratio"] if arguments.before else [])]], {}
     for name, (n_pair, n_token) in SHAPES.items():
         config = PruneConfig(n_step=arguments.steps, n_pair=n_pair, count_coefficient=1e-9)
         fit = pairs(n_pair, n_token)
@@ -71,7 +117,7 @@ def main() -> None:
             MaskRun(fit=fit, values=values, config=dataclasses.replace(config, seed=seed))
             for seed in range(arguments.runs)
         ]
-        seconds: dict[str, list[float]] = {"together": [], "one by one": []}
+        seconds: dict[str, list[float]] = {"together": [], "one by one": [], "before": []}
         learn_masks(made, runs[:1])
         for _ in range(arguments.rounds):
             start = time.perf_counter()
@@ -81,15 +127,18 @@ def main() -> None:
                 learn_masks(made, [run])
             seconds["together"].append(middle - start)
             seconds["one by one"].append(time.perf_counter() - middle)
-        together, alone = (statistics.median(seconds[how]) for how in ("together", "one by one"))
-        results[name] = {"seconds": seconds, "ratio": alone / together}
-        rows.append([name, f"{together:.2f} s", f"{alone:.2f} s", f"{alone / together:.2f}"])
+            if arguments.before:
+                shape = {"n_pair": n_pair, "n_token": n_token, "n_run": len(runs), "n_step": arguments.steps}
+                seconds["before"].append(seconds_before(arguments.before, made, **shape))
+        together, *others = (statistics.median(taken) for taken in seconds.values() if taken)
+        results[name] = {"seconds": seconds, "ratios": [other / together for other in others]}
+        rows.append([name, f"{together:.2f} s", *(f"{other:.2f} s, {other / together:.2f}" for other in others)])
     print(f"{arguments.runs} runs of {arguments.steps} steps, medians of {arguments.rounds}")
     print("\n".join(aligned(rows)))
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     described = {
-        "arguments": vars(arguments),
+        "arguments": vars(arguments) | {"before": arguments.before and "6d8a58d"},
         "results": results,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -4,6 +4,7 @@ import pytest
 
 from sparse_circuits.configs import CorpusConfig, ModelConfig, SparsityConfig, TrainConfig
 from sparse_circuits.corpus import shards
+from sparse_circuits.training import train
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,22 @@ def quick_run():
         n_validation_token=256,
         checkpoint_every=10,
     )
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tmp_path_factory):
+    """The run folder of a model that read 128 tokens, with a tokenizer that most tasks can be made with."""
+    folder = tmp_path_factory.mktemp("untrained")
+    config = CorpusConfig(sources=("idioms",), n_vocab=1024, max_token=30_000, n_tokenizer_byte=500_000)
+    corpus = shards.build(config, folder / "corpus")
+    run = TrainConfig(
+        model=ModelConfig(n_vocab=1024, n_ctx=64, n_layer=1, d_model=16, n_head=2, d_head=8, d_mlp=32, bigram="none"),
+        sparsity=SparsityConfig(matrix_density=0.5, embedding_density=0.5, bias_density=0.5, n_alive=2),
+        shares={"idioms": 1.0},
+        n_token=2 * 64,
+        batch_size=1,
+        context=64,
+        n_validation_token=256,
+    )
+    train(run, corpus=corpus, out=folder / "run")
+    return folder / "run"

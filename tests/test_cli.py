@@ -60,18 +60,18 @@ def test_corpus_then_train_then_inspect_then_predict(command, settings_file, tmp
     assert out.startswith("def run(")
 
 
-def test_a_dry_run_says_what_it_takes_and_writes_nothing(command, settings_file, tmp_path):
-    code, out, _ = command("train", settings_file, "--out", tmp_path / "run", "--corpus", "none", "--dry-run")
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(command, settings_file, idioms_corpus, tmp_path):
+    corpus = idioms_corpus.folder
+    code, out, _ = command("train", settings_file, "--out", tmp_path / "run", "--corpus", corpus, "--dry-run")
     assert code == 0
     assert "nonzero at the end" in out
     assert "40 steps" in out
     assert not (tmp_path / "run").exists()
 
 
-def test_flags_change_a_presets_settings(command, tmp_path):
-    code, out, _ = command(
-        "train", "tiny", "--model.n-layer", 1, "--out", tmp_path / "x", "--corpus", "none", "--dry-run", "--json"
-    )
+def test_flags_change_a_presets_settings(command, idioms_corpus, tmp_path):
+    flags = ("--model.n-layer", 1, "--model.n-vocab", 512, "--dry-run", "--json")
+    code, out, _ = command("train", "tiny", *flags, "--out", tmp_path / "x", "--corpus", idioms_corpus.folder)
     assert code == 0
     assert json.loads(out)["n_step"] == 1_000_000 // (8 * 64)
 

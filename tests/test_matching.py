@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import math
+import xml.etree.ElementTree as ET
 
 import pytest
 
 import sparse_circuits as sc
-from sparse_circuits.configs import MatchConfig, TrainConfig
+from sparse_circuits import matching, survey
+from sparse_circuits.configs import MatchConfig, PruneConfig, TrainConfig
 from sparse_circuits.errors import ConfigError, FormatError
 from sparse_circuits.matching import (
     NEAR,
@@ -101,6 +103,26 @@ def test_a_match_is_trained_told_and_gone_on_with(tmp_path, quick_run, idioms_co
     assert json.loads((tmp_path / "match/match.json").read_text()) == found
     assert "dense of equal loss" in table(found)
     assert sc.match(tmp_path / "run", tmp_path / "match", config) == found
+
+
+def test_the_circuits_of_all_three_models_are_compared_and_drawn(tmp_path, untrained_run, monkeypatch):
+    monkeypatch.setattr(survey, "SOLVED", 1.0)  # models that read 128 tokens stand for ones that solved the task
+    monkeypatch.setattr(matching, "bracket", lambda loss_of, *_, **__: tuple(w for w in (8, 32) if loss_of(w)))
+    easy = PruneConfig(n_step=2, n_pair=2, target_loss=0.75, margin=0, max_auroc=1.0, n_mean_token=1, cuts_edges=False)
+    out = tmp_path / "match"
+    found = sc.match(untrained_run, out, tasks=["bracket_brace", "else_elif"], prune_config=easy)
+    sizes = [
+        json.loads((out / f"circuits/{name}/summary.json").read_text())["tasks"]["bracket_brace"]["n_node"]
+        for name in ("sparse", "dense-8", "dense-32")
+    ]
+    row = found["circuits"]["tasks"]["bracket_brace"]
+    weight = share_of_larger(found["sparse"]["loss"], *(dense["loss"] for dense in found["dense"]))
+    assert [row["sparse"], *row["dense_two"]] == sizes
+    assert row["ratio"] == pytest.approx(between(*sizes[1:], weight) / sizes[0])
+    assert found["circuits"]["left_out"] == ["else_elif"]
+    root = ET.fromstring((out / "curves.svg").read_text())
+    assert {"sparse", "dense-8", "dense-32"} <= {text.text for text in root.iter() if text.tag.endswith("text")}
+    assert f"geometric mean of the ratios: {row['ratio']:.1f}" in table(found)
 
 
 def test_match_settings_out_of_range_are_refused():

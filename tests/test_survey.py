@@ -1,11 +1,13 @@
 """All circuits of a model in one folder: what is solved is pruned, what is not is named, and a second call goes on."""
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ET
 
 import pytest
 
 import sparse_circuits as sc
+from sparse_circuits import survey
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.survey import table
 from sparse_circuits.viewer.curves import draw_curves, draw_models
@@ -44,6 +46,33 @@ def test_a_second_call_keeps_the_circuits_that_are_there(surveyed):
     assert (
         again["tasks"]["single_double_quote"]["circuit_loss"] == summary["tasks"]["single_double_quote"]["circuit_loss"]
     )
+
+
+def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_reaches_the_target(
+    tmp_path, untrained_run, monkeypatch
+):
+    monkeypatch.setattr(survey, "SOLVED", 1.0)  # an untrained model stands for one that solved the task
+    (nonsense,) = (name for name in survey.CONTROLS if "with_as" in name)
+    monkeypatch.setattr(survey, "CONTROLS", {nonsense: survey.CONTROLS[nonsense]})
+    model = sc.load(untrained_run)
+    easy = PruneConfig(n_step=2, n_pair=2, target_loss=0.72, margin=0, max_auroc=1.0, n_mean_token=1, cuts_edges=False)
+    found = survey.prune_all(model, tmp_path / "easy", easy, names=["bracket_brace"], controls=True)
+    n_real = found["tasks"]["bracket_brace"]["n_node"]
+    assert found["tasks"][nonsense]["is_control"]
+    assert found["control_ratio"] == pytest.approx(found["tasks"][nonsense]["n_node"] / n_real)
+    for kind in ("random", "shuffled"):
+        control = found["control_models"][kind]
+        assert control["ratio"] == pytest.approx(control["n_node"]["bracket_brace"] / n_real)
+        assert (tmp_path / f"easy/{kind}-model/circuits/bracket_brace/circuit.json").exists()
+    hard = dataclasses.replace(easy, target_loss=0.01)
+    found = survey.prune_all(model, tmp_path / "hard", hard, names=["bracket_brace"], controls=True)
+    assert "bracket_brace" in found["skipped"], "a real task that the model can't do is named, not counted"
+    row = found["tasks"][nonsense]
+    assert (row["is_reached"], row["n_node"]) == (False, sum(model.config.node_widths().values()))
+    reason = json.loads((tmp_path / "hard" / nonsense / "unreached.json").read_text())["reason"]
+    assert "no size meets target_loss 0.01" in reason
+    told = survey.table(found)
+    assert f"nonsense controls: {row['n_node']:.1f} nodes" in told
 
 
 def test_the_curve_ends_at_the_whole_model_and_is_drawn(surveyed):

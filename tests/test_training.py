@@ -137,7 +137,7 @@ def test_a_share_of_no_source_is_refused(idioms_corpus, quick_run, tmp_path):
         training.train(dataclasses.replace(quick_run, shares={"stdlib": 1.0}), corpus=idioms_corpus, out=tmp_path)
 
 
-def test_the_final_budgets_are_exact_and_the_loss_falls(whole_run, quick_run):
+def test_the_final_budgets_are_exact(whole_run, quick_run):
     model, records = load(whole_run), read_records(whole_run / "metrics.jsonl")
     parameters = dict(model.named_parameters())
     for budget in budgets(model, quick_run.sparsity):
@@ -151,7 +151,14 @@ def test_the_final_budgets_are_exact_and_the_loss_falls(whole_run, quick_run):
     counted = count_nonzeros(model)
     assert counted.matrix_density == counted.embedding_density == 0.5
     assert records[-1]["n_nonzero"] == counted.n_nonzero
-    assert records[-1]["validation_loss"]["idioms"] < records[9]["validation_loss"]["idioms"]
+
+
+def test_the_loss_falls_from_a_table_that_knows_nothing(idioms_corpus, quick_run, tmp_path):
+    training.train(dataclasses.replace(quick_run, bigram_init="zeros"), corpus=idioms_corpus, out=tmp_path)
+    records = read_records(tmp_path / "metrics.jsonl")
+    losses = [record["validation_loss"]["idioms"] for record in records if "validation_loss" in record]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < math.log(512) - 0.5
     assert records[-1]["loss"] < math.log(512)
 
 
@@ -161,14 +168,35 @@ def test_packed_and_plain_runs_are_the_same_model(whole_run, idioms_corpus, quic
     assert checkpoint.model_hash(load(tmp_path / "plain")) == checkpoint.model_hash(load(whole_run))
 
 
-def test_the_plan_counts_what_training_leaves(whole_run, quick_run):
-    plan = training.plan(quick_run)
+def test_the_plan_counts_what_training_leaves(whole_run, idioms_corpus, quick_run):
+    plan = training.plan(quick_run, idioms_corpus)
     counted = count_nonzeros(load(whole_run))
     assert plan.n_step == 40
     assert plan.n_parameter == counted.n_parameter + 512**2
     # Biases and norms may hold zeros of their own accord.
     assert plan.n_nonzero - 60 <= counted.n_nonzero <= plan.n_nonzero
     assert "about" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"n_vocab": 300}}, "n_vocab is 300, the corpus .* has 512 tokens"),
+        ({"shares": {"stdlib": 1.0}}, "has no source 'stdlib'"),
+        ({"sparsity": {"n_alive": 9}}, "n_alive 9 asks for"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
+    change, message, idioms_corpus, quick_run, tmp_path
+):
+    ((field, value),) = change.items()
+    changed = value if field == "shares" else dataclasses.replace(getattr(quick_run, field), **value)
+    config = dataclasses.replace(quick_run, **{field: changed})
+    with pytest.raises((ConfigError, CorpusError), match=message):
+        training.plan(config, idioms_corpus)
+    with pytest.raises((ConfigError, CorpusError), match=message):
+        training.train(config, corpus=idioms_corpus, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dense_model_is_the_same_run_with_densities_of_one(idioms_corpus, quick_run, tmp_path):

@@ -22,6 +22,9 @@ Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on stdout.",
 ModelFolder = Annotated[
     Path, tyro.conf.Positional, tyro.conf.arg(help="A run folder, a checkpoint, or a release's folder.")
 ]
+MaxToken = Annotated[
+    int | None, tyro.conf.arg(help="Longest prompt, in tokens; 64 if left out, or 256 of a file of pairs.")
+]
 CircuitFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="A circuit's folder.")]
 
 _from_file: dict[str, Config] = {}
@@ -91,7 +94,7 @@ def train(
     from sparse_circuits.runlog import read_records, terminal
 
     if dry_run:
-        plan = training.plan(config)
+        plan = training.plan(config, corpus)
         _tell(dataclasses.asdict(plan), str(plan), json=json)
         return
     training.train(config, corpus=corpus, out=out, progress=terminal())
@@ -145,6 +148,7 @@ def prune(
         bool, tyro.conf.arg(help="With --all: nonsense tasks, and models that never learned, too.")
     ] = False,
     seeds: Annotated[int, tyro.conf.arg(help="Prune one task from this many seeds, and compare the circuits.")] = 1,
+    max_token: MaxToken = None,
     json: Json = False,
 ) -> None:
     """Cut out the circuit behind a task, or those behind all tasks."""
@@ -169,7 +173,7 @@ def prune(
     assert task is not None
     refuse_finished(out, "circuit")
     opened = load(model)
-    made = _task(task, opened, config.seed)
+    made = _task(task, opened, config.seed, max_token)
     for line, reason in made.dropped_rows.items():
         _say(f"{task}, line {line} dropped: {reason}")
     if seeds > 1:
@@ -245,7 +249,12 @@ def verify(circuit: CircuitFolder, json: Json = False) -> None:
     from sparse_circuits.faithfulness import verify as check
 
     opened = Circuit.load(circuit)
-    task = _task(opened.task.get("path") or opened.task["name"], opened.model, opened.task["seed"])
+    task = _task(
+        opened.task.get("path") or opened.task["name"],
+        opened.model,
+        opened.task["seed"],
+        opened.task.get("max_token"),
+    )
     report = check(opened, task, folder=circuit, on_step=_say)
     _tell(report.to_json(), str(report), json=json)
     _wrote(circuit / "report.json")
@@ -323,11 +332,11 @@ def main() -> None:
         sys.exit(f"sparse-circuits: {error}")
 
 
-def _task(name: str, model: Any, seed: int) -> Any:
+def _task(name: str, model: Any, seed: int, max_token: int | None = None) -> Any:
     """Make a task for a model, with mined pairs if the run's corpus is still there."""
     from sparse_circuits.tasks import task
 
-    return task(name, model.tokenizer, seed=seed, corpus=_corpus_of(model))
+    return task(name, model.tokenizer, seed=seed, corpus=_corpus_of(model), max_token=max_token)
 
 
 def _corpus_of(model: Any) -> Any:

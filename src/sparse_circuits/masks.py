@@ -350,12 +350,10 @@ class _Price:
         self.target = torch.tensor([config.target_loss for config in configs])
         self.is_fixed = [config.count_coefficient is not None for config in configs]
         self.now = [PRICE_AT_START if c.count_coefficient is None else c.count_coefficient for c in configs]
-        self.mean_loss = torch.zeros(len(configs))
-        self.n_seen = 0
+        self.mean_loss = self.target  # as if it were met: what the loss was before anything is learned says nothing
 
     def follow(self, losses: Float[Tensor, " run"]) -> None:
-        self.mean_loss = losses if self.n_seen == 0 else torch.lerp(losses, self.mean_loss, LOSS_MEMORY)
-        self.n_seen += 1
+        self.mean_loss = torch.lerp(losses, self.mean_loss, LOSS_MEMORY)
         for run, distance in enumerate((1 - self.mean_loss / self.target).clamp(-1, 1).tolist()):
             if not self.is_fixed[run]:
                 self.now[run] *= math.exp(PRICE_RATE * distance)

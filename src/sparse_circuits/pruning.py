@@ -72,12 +72,18 @@ class Pruning:
         progress: Where progress goes; None is silent.
 
     Raises:
-        PruneError: The full model misses the target on `select`.
+        PruneError: A prompt exceeds the model's context, or the full model misses the target on `select`.
     """
 
     def __init__(self, model: Transformer, task: Task, config: PruneConfig, *, progress: TextIO | None = None) -> None:
         self.model, self.task, self.config, self.progress = model, task, config, progress
         fit, select = task.split("fit"), task.split("select")
+        longest = max(int(pairs.length.max()) for pairs in task.splits.values() if len(pairs))
+        if longest > model.config.n_ctx:
+            raise PruneError(
+                f"a prompt of {task.name} has {longest} tokens, the model's context {model.config.n_ctx}; "
+                f"make the task with max_token {model.config.n_ctx} or less"
+            )
         self.values = ablation_values(model, config.ablation, fit=fit, n_token=config.n_mean_token)
         self.full = all_logit_differences(model, select)[0]
         self.evaluator = Evaluator(
@@ -166,6 +172,7 @@ class Pruning:
                 "name": task.name,
                 "hash": task.hash,
                 "seed": task.seed,
+                "max_token": task.max_token,
                 "path": task.path,
                 "example": example_pair(self.model, task),
             },

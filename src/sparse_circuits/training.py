@@ -63,8 +63,8 @@ def train(
     """
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     out = Path(out)
-    batches = batches_of(config, corpus)
     prepare_folder(config, corpus, out)
+    batches = batches_of(config, corpus)
     model, optimizer, first_step = _start(config, corpus, out)
     validator = Validator(config, corpus, batches, out)
     n_step = batches.n_step
@@ -109,6 +109,22 @@ def train(
     return model.eval()
 
 
+def check_settings(config: TrainConfig, corpus: Corpus) -> None:
+    """Refuse settings that no run can have, before anything is written.
+
+    Raises:
+        ConfigError: The settings don't fit the corpus or each other.
+        CorpusError: The corpus lacks a source.
+    """
+    if corpus.tokenizer.n_vocab != config.model.n_vocab:
+        raise ConfigError(
+            f"model.n_vocab is {config.model.n_vocab}, the corpus {corpus.folder} has {corpus.tokenizer.n_vocab} tokens"
+        )
+    batches_of(config, corpus)
+    with torch.device("meta"):
+        check_quota(Transformer(config.model), config.sparsity)
+
+
 def prepare_folder(config: TrainConfig, corpus: Corpus, out: Path) -> None:
     """Check the settings, and write them into a new run folder or compare them with what it holds.
 
@@ -118,10 +134,7 @@ def prepare_folder(config: TrainConfig, corpus: Corpus, out: Path) -> None:
     """
     if is_done(out):
         raise OutputExistsError(f"{out} already holds a finished run; name another folder or remove it")
-    if corpus.tokenizer.n_vocab != config.model.n_vocab:
-        raise ConfigError(
-            f"model.n_vocab is {config.model.n_vocab}, the corpus {corpus.folder} has {corpus.tokenizer.n_vocab} tokens"
-        )
+    check_settings(config, corpus)
     described = {
         "format": FORMAT,
         "version": VERSION,
@@ -258,14 +271,14 @@ class Plan:
         )
 
 
-def plan(config: TrainConfig) -> Plan:
+def plan(config: TrainConfig, corpus: Corpus | Path | str) -> Plan:
     """Say what a run will take; writes nothing.
 
     Raises:
-        ConfigError: The settings don't fit each other.
+        ConfigError: The settings don't fit the corpus or each other.
     """
+    check_settings(config, corpus if isinstance(corpus, Corpus) else Corpus(corpus))
     model = Transformer(config.model)
-    check_quota(model, config.sparsity)
     optimizer = Optimizer(model, optimizer=config.optimizer, sparsity=config.sparsity, n_step=config.n_step)
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     sparse = {b.name: n_keep(sizes[b.name], b.density) for b in budgets(model, config.sparsity)}
@@ -295,7 +308,6 @@ def _start(config: TrainConfig, corpus: Corpus, out: Path) -> tuple[Transformer,
     found = checkpoint.latest_checkpoint(out)
     if found is None:
         model = initial_model(config, corpus)
-        check_quota(model, config.sparsity)
     else:
         model = checkpoint.load_model(found / checkpoint.MODEL_NAME, corpus.tokenizer)
         if model.config != config.model:

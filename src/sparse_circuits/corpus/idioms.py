@@ -34,7 +34,7 @@ from sparse_circuits.corpus.idiom_pieces import (
 
 Random = random.Random
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same seed gives other documents."""
 
 
@@ -325,26 +325,28 @@ IDIOMS: dict[str, Callable[[Random], str]] = {
 """Idiom by name: each draws one top-level piece of Python that ends with one newline."""
 
 _WEIGHTS: dict[str, int] = {
-    "class_copy": 4,
+    "class_copy": 6,
+    "containers": 3,
     "conversation": 4,
-    "number_lists": 4,
     "defaults": 3,
-    "enumerate_or_range": 3,
+    "enumerate_or_range": 5,
     "number_constants": 2,
+    "number_lists": 4,
+    "set_or_string": 5,
     "settings": 4,
-    "set_or_string": 3,
-    "swap": 3,
+    "swap": 7,
+    "with_file": 8,
+    "with_path": 4,
     **dict.fromkeys(
         (
             "comments",
-            "containers",
+            "copied_file",
             "nested_loops",
             "greeting",
             "if_chain",
             "inner_class",
             "ternary",
             "while_or_return_true",
-            "with_path",
             "with_resource",
         ),
         2,

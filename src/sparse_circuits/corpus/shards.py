@@ -50,7 +50,7 @@ class _Source:
     n_too_long: int = 0
 
 
-def build(config: CorpusConfig, out: Path, *, on_step: Callable[[str], None] = lambda _: None) -> "Corpus":
+def build(config: CorpusConfig, out: Path | str, *, on_step: Callable[[str], None] = lambda _: None) -> "Corpus":
     """Read the sources, train the tokenizer, write the shards.
 
     Args:
@@ -62,6 +62,7 @@ def build(config: CorpusConfig, out: Path, *, on_step: Callable[[str], None] = l
         CorpusError: A source is missing, empty or too short.
         OutputExistsError: `out` already holds a finished corpus.
     """
+    out = Path(out)
     refuse_finished(out, "corpus")
     sources = []
     seen: set[str] = set()

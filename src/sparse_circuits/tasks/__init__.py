@@ -8,8 +8,8 @@ from sparse_circuits.tasks.definitions import ClassInit, FinalKwarg, LambdaFunc
 from sparse_circuits.tasks.loops import EnumerateRange, ForWhile, IndentFor, WhileReturnTrue
 from sparse_circuits.tasks.nonsense import Initial, UnrelatedAnswers
 from sparse_circuits.tasks.open_files import WithAs, WithOpen
-from sparse_circuits.tasks.own_pairs import task_from_file
-from sparse_circuits.tasks.pairs import Task
+from sparse_circuits.tasks.own_pairs import MAX_TOKENS_OF_FILE, task_from_file
+from sparse_circuits.tasks.pairs import MAX_TOKENS, Task
 from sparse_circuits.tasks.quotes import FstringBrace, SingleDoubleQuote
 from sparse_circuits.tasks.sampling import Behaviour, SplitSizes, sample_task
 from sparse_circuits.tasks.values import SetOrString, SetOrStringFixedVarname, VarSwap
@@ -63,6 +63,7 @@ def task(
     seed: int = 0,
     corpus: Corpus | None = None,
     sizes: SplitSizes | None = None,
+    max_token: int | None = None,
 ) -> Task:
     """Draw the pairs of a task, or read those of a file.
 
@@ -72,16 +73,18 @@ def task(
         seed: Decides the pairs.
         corpus: Adds the split `mined`, from the held-out files.
         sizes: Pairs wanted of each split.
+        max_token: Longer prompts are dropped; 64 if left out, or 256 of a file. A circuit remembers it.
 
     Raises:
         TaskError: No such task, no tokenizer, or too few pairs survive it.
     """
     known = BEHAVIOURS | CONTROLS
     if name not in known and name.endswith((".jsonl", ".csv")):
-        return task_from_file(name, _checked(tokenizer), seed=seed)
+        return task_from_file(name, _checked(tokenizer), seed=seed, max_token=max_token or MAX_TOKENS_OF_FILE)
     if name not in known:
         raise TaskError(f"no task is called {name!r}{did_you_mean(name, BEHAVIOURS)}")
-    return sample_task(known[name], _checked(tokenizer), seed=seed, corpus=corpus, sizes=sizes)
+    most = max_token or MAX_TOKENS
+    return sample_task(known[name], _checked(tokenizer), seed=seed, corpus=corpus, sizes=sizes, max_token=most)
 
 
 def _checked(tokenizer: Tokenizer | None) -> Tokenizer:

@@ -24,7 +24,7 @@ class UnrelatedAnswers(Behaviour):
     def __init__(self, base: Behaviour, answers: tuple[str, str]) -> None:
         self.base, self.answers = base, answers
         self.name = f"nonsense_{base.name}"
-        self.idioms, self.max_token = base.idioms, base.max_token
+        self.idioms = base.idioms
         self.__doc__ = (
             f"The prompts of {base.name}; {answers[0]!r} is called right after side 0, {answers[1]!r} after 1."
         )

@@ -59,7 +59,13 @@ def read_rows(path: Path) -> dict[int, dict[str, str]]:
     return rows
 
 
-def task_from_file(path: Path | str, tokenizer: Tokenizer, *, seed: int = 0, max_token: int = 256) -> Task:
+MAX_TOKENS_OF_FILE = 256
+"""Longer prompts of a file are dropped, where nothing else is asked for."""
+
+
+def task_from_file(
+    path: Path | str, tokenizer: Tokenizer, *, seed: int = 0, max_token: int = MAX_TOKENS_OF_FILE
+) -> Task:
     """Make a task of a file's pairs.
 
     Pairs with one template stay together in one split; a file with few templates is dealt pair by pair. Every pair must
@@ -117,6 +123,7 @@ def task_from_file(path: Path | str, tokenizer: Tokenizer, *, seed: int = 0, max
         answers_vary=len(answers) > 1,
         hash=hash_splits(splits),
         path=str(path.resolve()),
+        max_token=max_token,
         dropped_rows=dropped,
     )
 

@@ -108,6 +108,10 @@ class Pairs:
             yield self.take(index)
 
 
+MAX_TOKENS = 64
+"""Longer prompts are dropped, where nothing else is asked for."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """A behaviour as pairs of prompts: `fit` for masks, `select` for choices, `test` and `hard` for verification."""
@@ -130,6 +134,9 @@ class Task:
     hash: str
     """Of all tokens and answers but the mined ones, which depend on the corpus at hand."""
 
+    max_token: int = MAX_TOKENS
+    """Longer prompts were dropped."""
+
     is_control: bool = False
     """Whether its rule is one that no corpus follows."""
 
@@ -148,10 +155,6 @@ class Task:
         if name not in self.splits:
             raise TaskError(f"task {self.name} has no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
-
-
-MAX_TOKENS = 64
-"""Longer prompts are dropped."""
 
 
 class PairFilter:

@@ -70,9 +70,6 @@ class Behaviour(abc.ABC):
     last_token_tells: bool = False
     """Whether the sides may differ in their last token: then a bigram table answers, and the card says so."""
 
-    max_token: int = MAX_TOKENS
-    """Longer prompts are dropped."""
-
     def sites(self, text: str) -> Iterator[Site]:
         """Find the places in a piece of code where the behaviour is called for."""
         for match in self.pattern.finditer(text):
@@ -115,6 +112,7 @@ def sample_task(
     seed: int = 0,
     corpus: Corpus | None = None,
     sizes: SplitSizes | None = None,
+    max_token: int = MAX_TOKENS,
 ) -> Task:
     """Draw a task's pairs.
 
@@ -127,12 +125,13 @@ def sample_task(
         seed: Decides the pairs.
         corpus: Where to mine; None leaves `mined` out.
         sizes: Pairs wanted.
+        max_token: Longer prompts are dropped.
 
     Raises:
         TaskError: Fewer than half the pairs wanted survive the tokenizer.
     """
     sizes = sizes or SplitSizes()
-    accept = PairFilter(tokenizer, max_token=behaviour.max_token, last_token_tells=behaviour.last_token_tells)
+    accept = PairFilter(tokenizer, max_token=max_token, last_token_tells=behaviour.last_token_tells)
     templates = seen_templates(behaviour)
     seen = list(templates)
     dealt = {"fit": seen[0::4] + seen[2::4], "select": seen[1::4], "test": seen[3::4]}
@@ -167,6 +166,7 @@ def sample_task(
         n_dropped=dict(accept.n_dropped),
         answers_vary=behaviour.answers_vary,
         hash=hash_,
+        max_token=max_token,
         is_control=behaviour.is_control,
     )
 

@@ -350,3 +350,5 @@ def test_prompts_may_be_longer_if_asked_and_a_model_that_cant_read_them_says_so(
     assert 64 < int(task.split("fit").length.max()) <= 120
     with pytest.raises(PruneError, match="the model's context 64; make the task with max_token 64 or less"):
         sc.prune(model, task)
+    with pytest.raises(TaskError, match="max_token is 0, expected 1 or more"):
+        sc.task("if_equals", model.tokenizer, max_token=0)

@@ -20,7 +20,7 @@ SMALL = TrainConfig(
 )
 """Three layers that learn in some seven minutes on two cores.
 
-With positions half the tokens teach as much, and several behaviours come that do not come without (docs/log.md).
+With positions the loss on text is lower, and behaviours come that do not come without (docs/log.md).
 Without a bigram table: with one the loss on text is a little lower and some behaviours come sooner, but most carry over
 worse to contexts that the model has not seen (docs/log.md).
 """

@@ -76,8 +76,10 @@ def task(
         max_token: Longer prompts are dropped; 64 if left out, or 256 of a file. A circuit remembers it.
 
     Raises:
-        TaskError: No such task, no tokenizer, or too few pairs survive it.
+        TaskError: No such task, no tokenizer, `max_token` below 1, or too few pairs survive.
     """
+    if max_token is not None and max_token < 1:
+        raise TaskError(f"max_token is {max_token}, expected 1 or more")
     known = BEHAVIOURS | CONTROLS
     if name not in known and name.endswith((".jsonl", ".csv")):
         return task_from_file(name, _checked(tokenizer), seed=seed, max_token=max_token or MAX_TOKENS_OF_FILE)

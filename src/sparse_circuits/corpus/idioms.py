@@ -34,7 +34,7 @@ from sparse_circuits.corpus.idiom_pieces import (
 
 Random = random.Random
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same seed gives other documents."""
 
 
@@ -330,6 +330,7 @@ _WEIGHTS: dict[str, int] = {
     "conversation": 4,
     "defaults": 3,
     "enumerate_or_range": 5,
+    "if_chain": 3,
     "number_constants": 2,
     "number_lists": 4,
     "set_or_string": 5,
@@ -343,7 +344,6 @@ _WEIGHTS: dict[str, int] = {
             "copied_file",
             "nested_loops",
             "greeting",
-            "if_chain",
             "inner_class",
             "ternary",
             "while_or_return_true",

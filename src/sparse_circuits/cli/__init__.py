@@ -1,0 +1,47 @@
+"""The command `sparse-circuits`: parse, call one function, say what was written."""
+
+import sys
+
+import tyro
+
+from sparse_circuits.cli import cut_circuits, train_models
+from sparse_circuits.configs import DemoConfig, TrainConfig
+from sparse_circuits.errors import SparseCircuitsError
+from sparse_circuits.memory import keep_freed_memory
+
+app = tyro.extras.SubcommandApp()
+for command in (
+    train_models.demo,
+    train_models.corpus,
+    train_models.audit,
+    train_models.train,
+    cut_circuits.tasks,
+    cut_circuits.prune,
+    cut_circuits.search,
+    train_models.match,
+    cut_circuits.verify,
+    cut_circuits.view,
+    train_models.inspect,
+    train_models.predict,
+):
+    app.command(command)
+
+
+def main() -> None:
+    """Run the command; an expected error is one line on stderr and exit code 1."""
+    arguments = sys.argv[1:]
+    keep_freed_memory()
+    try:
+        if len(arguments) > 1 and arguments[0] in ("train", "demo") and arguments[1].endswith(".json"):
+            kind = TrainConfig if arguments[0] == "train" else DemoConfig
+            train_models.from_file["file"] = kind.load(arguments[1])
+            arguments[1] = "file"
+        elif arguments[:1] == ["demo"] and (len(arguments) == 1 or arguments[1].startswith("--")):
+            arguments.insert(1, "small")
+        app.cli(prog="sparse-circuits", args=arguments, config=(tyro.conf.CascadeSubcommandArgs,))
+    except SparseCircuitsError as error:
+        sys.exit(f"sparse-circuits: {error}")
+    except KeyboardInterrupt as stopped:
+        sys.exit(f"sparse-circuits: interrupted; {stopped}" if str(stopped) else "sparse-circuits: interrupted")
+    except OSError as error:
+        sys.exit(f"sparse-circuits: {error}")

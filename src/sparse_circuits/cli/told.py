@@ -1,0 +1,59 @@
+"""What commands have in common: their arguments, and how a result is told."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+Out = Annotated[Path, tyro.conf.arg(help="Folder to write.")]
+Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on stdout.", name="json")]
+ModelFolder = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(help="A run folder, a checkpoint, or a release's folder.")
+]
+MaxToken = Annotated[
+    int | None, tyro.conf.arg(help="Longest prompt, in tokens; 64 if left out, or 256 of a file of pairs.")
+]
+CircuitFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="A circuit's folder.")]
+
+
+def tell(data: dict[str, Any], text: str, *, json: bool) -> None:
+    """Print a result on stdout, as a table or as JSON."""
+    sys.stdout.write((dump(data) if json else text) + "\n")
+
+
+def dump(data: dict[str, Any]) -> str:
+    """Return JSON as the commands print it."""
+    return json.dumps(data, indent=1, ensure_ascii=False)
+
+
+def say(text: str) -> None:
+    """Tell of progress, on stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
+def wrote(path: Path) -> None:
+    """Say what was written."""
+    say(f"wrote {path}")
+
+
+def task_for(model: Any, name: str, seed: int, max_token: int | None = None) -> Any:
+    """Make a task for a model, with mined pairs if the run's corpus is still there."""
+    from sparse_circuits.tasks import task
+
+    return task(name, model.tokenizer, seed=seed, corpus=corpus_of(model), max_token=max_token)
+
+
+def corpus_of(model: Any) -> Any:
+    """Return the corpus that a model's run was trained on, if it is still there."""
+    from sparse_circuits.ablation import run_of
+    from sparse_circuits.errors import CorpusError, FormatError
+
+    if model.folder is None:
+        return None
+    try:
+        return run_of(model.folder)[1]
+    except (CorpusError, FormatError) as error:
+        say(f"no mined pairs: {error}")
+        return None

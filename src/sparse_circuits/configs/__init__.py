@@ -1,0 +1,19 @@
+"""Every setting of the package; needs no torch."""
+
+from sparse_circuits.configs.circuits import MatchConfig, PruneConfig
+from sparse_circuits.configs.demos import DemoConfig
+from sparse_circuits.configs.models import NODE_SITES, STREAM_SITES, ModelConfig
+from sparse_circuits.configs.runs import CorpusConfig, OptimizerConfig, SparsityConfig, TrainConfig
+
+__all__ = [
+    "NODE_SITES",
+    "STREAM_SITES",
+    "CorpusConfig",
+    "DemoConfig",
+    "MatchConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PruneConfig",
+    "SparsityConfig",
+    "TrainConfig",
+]

@@ -326,17 +326,17 @@ IDIOMS: dict[str, Callable[[Random], str]] = {
 
 _WEIGHTS: dict[str, int] = {
     "class_copy": 6,
-    "containers": 3,
+    "containers": 6,
     "conversation": 4,
     "defaults": 3,
     "enumerate_or_range": 5,
     "if_chain": 3,
     "number_constants": 2,
     "number_lists": 4,
-    "set_or_string": 5,
+    "set_or_string": 8,
     "settings": 4,
-    "swap": 7,
-    "with_file": 8,
+    "swap": 9,
+    "with_file": 10,
     "with_path": 4,
     **dict.fromkeys(
         (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_circuits import kernels
-from sparse_circuits.kernels import cpu, reference
+from sparse_circuits.kernels import compiled, cpu, reference
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, math.inf, -math.inf, math.nan]
 
@@ -94,26 +94,112 @@ def test_abs_topk_takes_what_is_not_contiguous():
     assert torch.equal(kernels.abs_topk(x, 2), reference.abs_topk(x, 2))
 
 
-@given(st.data(), st.integers(1, 400))
-@settings(max_examples=100, deadline=None)
-def test_the_projection_is_the_references_and_exact(data, size):
+@given(st.data(), st.integers(1, 60), st.integers(1, 150), st.sampled_from([0, 1, 2, 4]), st.sampled_from([0, 1]))
+@settings(max_examples=150, deadline=None)
+def test_the_projection_is_the_references_and_exact(data, n_row, n_column, n_alive, axis):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 20)))
-    weight = torch.randn(size, generator=generator).round(decimals=data.draw(st.integers(0, 3)))
-    protected = torch.rand(size, generator=generator) < data.draw(st.sampled_from([0.0, 0.1, 0.5]))
-    n_keep = data.draw(st.integers(int(protected.sum()), size))
+    weight = torch.randn(n_row, n_column, generator=generator).round(decimals=data.draw(st.integers(0, 4)))
+    for value in data.draw(st.lists(ENTRIES, max_size=10)):
+        weight[data.draw(st.integers(0, n_row - 1)), data.draw(st.integers(0, n_column - 1))] = value
+    n_alive = min(n_alive, weight.shape[1 - axis])
+    n_keep = data.draw(st.integers(n_alive * weight.shape[axis], weight.numel()))
+    results = []
+    for version in ("reference", "fastest"):
+        results.append(weight.clone())
+        with kernels.use(version):
+            kernels.keep_largest_(results[-1], n_keep, n_alive=n_alive, neuron_axis=axis)
+    assert same(*results)
+    if bool((weight != 0).all()):
+        assert int(results[0].count_nonzero()) == n_keep
+    if n_alive:
+        by_neuron, kept = (x if axis == 0 else x.T for x in (weight, results[1]))
+        alive = reference.top_k_mask(by_neuron, n_alive)
+        assert same(kept[alive], by_neuron[alive])
+
+
+@pytest.mark.parametrize("kind", ["tied", "zero", "denormal", "one octave"])
+def test_the_projection_of_a_long_vector_is_the_references(kind):
+    weight = {
+        "tied": torch.ones(20_000),
+        "zero": torch.zeros(20_000),
+        "denormal": torch.arange(20_000).to(torch.int32).view(torch.float32),
+        "one octave": 1 + torch.rand(20_000),
+    }[kind]
     fast, slow = weight.clone(), weight.clone()
-    cpu.keep_largest_(fast, n_keep, protected=protected)
-    reference.keep_largest_(slow, n_keep, protected=protected)
+    cpu.keep_largest_(fast, 7_001)
+    reference.keep_largest_(slow, 7_001)
     assert torch.equal(fast, slow)
-    assert torch.equal(fast[protected], weight[protected])
-    if (weight != 0).all():
-        assert int(fast.count_nonzero()) == n_keep
+
+
+def test_what_is_not_contiguous_is_projected_alike():
+    weight = torch.randn(12, 9)
+    turned, plain = weight.clone().T, weight.T.contiguous()
+    kernels.keep_largest_(turned, 40, n_alive=2)
+    kernels.keep_largest_(plain, 40, n_alive=2)
+    assert torch.equal(turned, plain)
 
 
 def test_more_protected_entries_than_the_budget_are_refused():
-    for version in (cpu, reference):
-        with pytest.raises(ValueError, match="3 protected entries exceed n_keep 2"):
-            version.keep_largest_(torch.randn(3), 2, protected=torch.ones(3, dtype=torch.bool))
+    for version in ("reference", "fastest"):
+        with kernels.use(version), pytest.raises(ValueError, match="6 protected entries exceed n_keep 5"):
+            kernels.keep_largest_(torch.randn(3, 4), 5, n_alive=2)
+    with pytest.raises(ValueError, match="not axis 0 of 1"):
+        kernels.keep_largest_(torch.randn(4), 3, n_alive=1)
+
+
+@pytest.mark.parametrize("width", range(1, 301))
+def test_every_width_from_1_to_300_is_the_references(width):
+    x = torch.randn(3, width, generator=torch.Generator().manual_seed(width)).round(decimals=width % 3)
+    for n_keep in {0, 1, width // 4, width - 1, width}:
+        assert torch.equal(kernels.abs_topk(x, n_keep), reference.abs_topk(x, n_keep))
+
+
+@pytest.mark.parametrize("width", [1000, 1024, 4096, 10_007])
+@pytest.mark.parametrize("kind", ["random", "half zero", "constant", "denormal"])
+def test_large_widths_are_the_references(width, kind):
+    x = torch.randn(5, width)
+    x = {"random": x, "half zero": x.relu(), "constant": torch.full_like(x, -2.5), "denormal": x * 1e-42}[kind]
+    for n_keep in (0, 1, width // 4, width - 1):
+        assert torch.equal(kernels.abs_topk(x, n_keep), reference.abs_topk(x, n_keep))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_the_references_in_value_gradient_and_type(dtype):
+    x, grad = torch.randn(6, 97).to(dtype), torch.randn(6, 97).to(dtype)
+    results = []
+    for version in ("reference", "fastest"):
+        leaf = x.clone().requires_grad_()
+        with kernels.use(version):
+            out = kernels.abs_topk(leaf, 24)
+        out.backward(grad)
+        results.append((out.detach(), leaf.grad))
+    for slow, fast in zip(*results, strict=True):
+        assert fast.dtype is dtype
+        assert torch.equal(slow, fast)
+
+
+def test_a_width_of_zero_keeps_nothing():
+    assert kernels.abs_topk(torch.zeros(3, 0), 0).shape == (3, 0)
+    with pytest.raises(ValueError, match=r"not in \[0, 0\]"):
+        kernels.abs_topk(torch.zeros(3, 0), 1)
+
+
+def test_loops_that_do_not_compile_are_warned_of_once_and_replaced(monkeypatch):
+    def fails(name):
+        raise ImportError(f"no compiler for {name}")
+
+    monkeypatch.setattr(compiled.importlib, "import_module", fails)
+    compiled.loops.cache_clear()
+    x = torch.randn(4, 9)
+    try:
+        with pytest.warns(
+            RuntimeWarning, match="ImportError: no compiler for sparse_circuits.kernels._cpu_numba"
+        ) as told:
+            kernels.abs_topk(x, 3)
+        assert len(told) == 1
+        assert torch.equal(kernels.abs_topk(x, 3), reference.abs_topk(x, 3))  # a second warning would be an error
+    finally:
+        compiled.loops.cache_clear()
 
 
 def test_a_sink_takes_its_share_by_hand():

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from sparse_circuits import checkpoint, training
 from sparse_circuits.ablation import corpus_means, run_of, stored_means
 from sparse_circuits.configs import ModelConfig, OptimizerConfig, SparsityConfig
-from sparse_circuits.errors import ConfigError, CorpusError, FormatError, OutputExistsError
+from sparse_circuits.errors import ConfigError, CorpusError, DeviceError, DivergedError, FormatError, OutputExistsError
 from sparse_circuits.loading import load
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.optimizer import base_lr_at, lr_at
+from sparse_circuits.optimizer import Optimizer, base_lr_at, lr_at
 from sparse_circuits.runlog import RunLog, duration, read_records
 from sparse_circuits.sparsity import budgets, count_nonzeros, density_at, matrix_density_at, n_keep
 from sparse_circuits.taps import reading
@@ -124,6 +124,91 @@ def test_another_runs_folder_is_refused_and_the_changed_setting_named(idioms_cor
         training.train(quick_run, corpus=idioms_corpus, out=tmp_path, stop_after=2)
     with pytest.raises(ConfigError, match="started with another seed"):
         training.train(dataclasses.replace(quick_run, seed=1), corpus=idioms_corpus, out=tmp_path)
+
+
+def with_bad_gradients(monkeypatch, steps):
+    """Let the gradient of one weight be NaN at some steps."""
+    honest, seen = training.loss_and_gradients, []
+
+    def spoiled(model, tokens):
+        found = honest(model, tokens)
+        if len(seen) in steps:
+            model.token_embedding.weight.grad[3, 3] = math.nan
+        seen.append(1)
+        return found
+
+    monkeypatch.setattr(training, "loss_and_gradients", spoiled)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(idioms_corpus, quick_run, tmp_path, monkeypatch):
+    with_bad_gradients(monkeypatch, {3, 20})
+    model = training.train(quick_run, corpus=idioms_corpus, out=tmp_path)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [r["grad_rms"] is None for r in records] == [step in {3, 20} for step in range(40)]
+    assert [r.get("n_skipped", 0) for r in records] == [0] * 3 + [1] * 17 + [2] * 20
+
+
+def test_a_skipped_step_moves_no_weight_and_no_moment(quick_run):
+    torch.manual_seed(0)
+    model = Transformer(quick_run.model)
+    sparsity = SparsityConfig(matrix_density=1.0, embedding_density=1.0, bias_density=1.0, n_alive=0, anneal="none")
+    adam = Optimizer(model, optimizer=OptimizerConfig(weight_decay=0), sparsity=sparsity, n_step=10)
+    tokens = torch.randint(512, (2, 16))
+    training.loss_and_gradients(model, tokens)
+    assert adam.step(1).is_skipped == 0
+    before, moments = (
+        {n: p.clone() for n, p in model.named_parameters()},
+        {n: t.clone() for n, t in adam.state().items()},
+    )
+    training.loss_and_gradients(model, tokens)
+    model.final_norm.weight.grad[0] = math.inf
+    assert adam.step(2).is_skipped == 1
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert all(torch.equal(t, moments[n]) for n, t in adam.state().items())
+
+
+def test_ten_skipped_steps_in_a_row_stop_training_and_name_the_good_checkpoint(
+    idioms_corpus, quick_run, tmp_path, monkeypatch
+):
+    with_bad_gradients(monkeypatch, range(15, 40))
+    with pytest.raises(DivergedError, match=r"in the 10 steps up to 24; .*checkpoints.00000020: lower optimizer.lr"):
+        training.train(quick_run, corpus=idioms_corpus, out=tmp_path)
+    assert all(bool(p.isfinite().all()) for p in load(tmp_path).parameters())
+    with_bad_gradients(monkeypatch, range(9, 40))  # the two spoiled runs add up: the 10 steps are counted over a resume
+    with pytest.raises(DivergedError, match="up to 24"):
+        training.train(quick_run, corpus=idioms_corpus, out=tmp_path)
+
+
+def test_a_run_without_a_checkpoint_says_so_when_it_stops(idioms_corpus, quick_run, tmp_path, monkeypatch):
+    with_bad_gradients(monkeypatch, range(40))
+    late = dataclasses.replace(quick_run, checkpoint_every=1000)
+    with pytest.raises(DivergedError, match="no checkpoint was written yet"):
+        training.train(late, corpus=idioms_corpus, out=tmp_path)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(idioms_corpus, quick_run, tmp_path):
+    huge = ModelConfig(n_vocab=512, n_ctx=16, n_layer=20, d_model=65_536, d_mlp=262_144)
+    config = dataclasses.replace(quick_run, model=huge, sparsity=SparsityConfig(n_alive=0))
+    for act in (
+        lambda: training.plan(config, idioms_corpus),
+        lambda: training.train(config, corpus=idioms_corpus, out=tmp_path),
+    ):
+        with pytest.raises(
+            DeviceError, match=r"needs about [\d,.]+ GB, and cpu has [\d,.]+ GB free: lower model.d_model"
+        ):
+            act()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("cuda:99", "torch sees 0 GPUs"), ("gpu", "no device 'gpu'"), ("meta", "expected cpu, cuda")],
+)
+def test_a_device_that_is_not_there_is_named(name, message, idioms_corpus, quick_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(DeviceError, match=message):
+        training.train(quick_run, corpus=idioms_corpus, out=tmp_path / "run", device=name)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_vocabulary_that_is_not_the_corpuss_is_refused(idioms_corpus, quick_run, tmp_path):

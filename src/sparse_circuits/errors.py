@@ -7,6 +7,8 @@ Catching `SparseCircuitsError` catches them all; the command line prints its mes
     - OutputExistsError: the output folder already holds a finished result
     - FormatError: a file is truncated, of another version, or not what it says it is
     - CorpusError: the text to train on is missing, unreadable or too short
+    - DivergedError: training has met gradients that are not finite, too many times in a row
+    - DeviceError: the device is not there, or its memory can't hold what is asked
     - TapError: no activation has this name, or this edit can't be made here
     - TaskError: a task is unknown, or too few of its pairs survive the tokenizer
     - PruneError: the target can't be reached with this model
@@ -35,6 +37,14 @@ class FormatError(SparseCircuitsError):
 
 class CorpusError(SparseCircuitsError):
     """The text to train on is missing, unreadable or too short."""
+
+
+class DivergedError(SparseCircuitsError):
+    """Training has met gradients that are not finite, too many times in a row."""
+
+
+class DeviceError(SparseCircuitsError):
+    """The device is not there, or its memory can't hold what is asked."""
 
 
 class TapError(SparseCircuitsError):

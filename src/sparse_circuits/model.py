@@ -15,14 +15,20 @@ from torch import Tensor, nn
 from sparse_circuits import kernels
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import TapError
+from sparse_circuits.kernels import PackedWeight
 from sparse_circuits.taps import EdgeCut, Tap
 from sparse_circuits.tokenizer import Tokenizer
 
 
 class Linear(nn.Linear):
-    """A linear map whose edges can be cut."""
+    """A linear map whose edges can be cut.
+
+    With `packed`, the nonzeros of its weight, products go through these alone. Its owner sees to it that they are those
+    of `weight`; in a packed model there is no other weight.
+    """
 
     cut: EdgeCut | None = None
+    packed: PackedWeight | None = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "batch pos source"], ablated: Float[Tensor, "batch pos source"] | None = None
@@ -34,13 +40,23 @@ class Linear(nn.Linear):
             ablated: What a cut source is worth at each position, if that differs from `cut.ablated`.
         """
         if self.cut is None:
-            return super().forward(x)
+            return self.product(x, self.bias)
         kept = self.weight * self.cut.keep  # (target, source), or (run, target, source)
         n_run = len(kept) if kept.ndim == 3 else 1
         rest = self.cut.ablated.expand(n_run, 1, -1) if ablated is None else ablated
         x, rest = (_map_by_run(x, weight) for x, weight in ((x, kept), (rest, self.weight - kept)))
         out = x.unflatten(0, (n_run, -1)) + rest.unflatten(0, (n_run, -1))  # (run, batch of a run, pos, target)
         return out.flatten(0, 1) if self.bias is None else out.flatten(0, 1) + self.bias
+
+    def product(self, x: Float[Tensor, "batch pos source"], bias: Tensor | None) -> Float[Tensor, "batch pos target"]:
+        """Map `x` by the whole weight, and add a bias."""
+        if self.packed is None:
+            return F.linear(x, self.weight, bias)
+        return kernels.packed_linear(x, self.packed, bias, dense=self.weight)
+
+    def rows(self, chosen: Int[Tensor, "batch answer"]) -> Float[Tensor, "batch answer source"]:
+        """Return some rows of the weight."""
+        return self.weight[chosen] if self.packed is None else self.packed.rows(chosen)
 
 
 def _map_by_run(
@@ -232,7 +248,7 @@ class Transformer(nn.Module):
         self.final_resid = Tap()
         self.final_norm = Norm(config.d_model, config)
         if not config.tied_unembedding:
-            self.unembedding = nn.Linear(config.d_model, config.n_vocab, bias=False)
+            self.unembedding = Linear(config.d_model, config.n_vocab, bias=False)
         self.logit_bias: Tensor
         self.register_buffer("logit_bias", torch.zeros(config.n_vocab))
         if config.bigram != "none":
@@ -324,15 +340,17 @@ class Transformer(nn.Module):
             tokens = tokens.gather(1, at[:, None])
             x = x if x.shape[1] == 1 else at_position(x, at)
         x = self.final_norm(self.final_resid(x))
-        weight = (self.token_embedding if self.config.tied_unembedding else self.unembedding).weight
+        tied = self.token_embedding.weight if self.config.tied_unembedding else None
         has_bigram = self.config.bigram != "none"
         if vocab is None:
-            logits = F.linear(x, weight, self.logit_bias)
+            bias = self.logit_bias
+            logits = self.unembedding.product(x, bias) if tied is None else F.linear(x, tied, bias)
             if has_bigram:
                 padding = None if self.config.bigram_trains_last_row else self.config.n_vocab - 1
                 logits = logits + F.embedding(tokens, self.bigram, padding)
             return logits
-        logits = torch.einsum("bpd,bad->bpa", x, weight[vocab]) + self.logit_bias[vocab][:, None]
+        weight = self.unembedding.rows(vocab) if tied is None else tied[vocab]
+        logits = torch.einsum("bpd,bad->bpa", x, weight) + self.logit_bias[vocab][:, None]
         if has_bigram:
             logits = logits + self.bigram[tokens[:, :, None], vocab[:, None]]
         return logits

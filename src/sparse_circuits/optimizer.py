@@ -35,11 +35,14 @@ def lr_at(step: int, *, n_step: int, optimizer: OptimizerConfig, sparsity: Spars
 
 
 @torch.no_grad()
-def condition_gradients_(parameters: list[nn.Parameter], how: str) -> Tensor:
-    """Scale all gradients in place by one factor, as `OptimizerConfig.gradient` says.
+def gradient_scale(parameters: list[nn.Parameter], how: str) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients' RMS over all entries, and what all of them are to be divided by; both scalars.
 
-    Returns:
-        Their RMS over all entries before scaling, a scalar.
+    Nothing is divided here: Adam's own pass over the gradients does it.
+
+    Args:
+        parameters: Their gradients count.
+        how: As `OptimizerConfig.gradient`; `keep` divides by nothing (None).
 
     Source: the release divides by the RMS at every step; the paper's text says clip. Adam's eps of 0.1 has a
     meaning only together with this.
@@ -48,10 +51,8 @@ def condition_gradients_(parameters: list[nn.Parameter], how: str) -> Tensor:
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     rms = norm / math.sqrt(sum(p.numel() for p in parameters))
     if how == "normalise":
-        torch._foreach_div_(grads, rms + 1e-5)
-    elif how == "clip":
-        torch._foreach_div_(grads, rms.clamp(min=1.0))
-    return rms
+        return rms, rms + 1e-5
+    return rms, rms.clamp(min=1.0) if how == "clip" else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,11 +68,16 @@ class Update:
     grad_rms: Tensor
     """RMS of the gradient's entries before scaling, a scalar tensor."""
 
+    is_skipped: Tensor
+    """1 where the gradient was not finite, so that Adam did nothing, else 0; a scalar tensor."""
+
 
 class Optimizer:
     """Adam with everything that sparse training adds to it, in the release's order.
 
-    The order is: scale gradients, Adam, project to the budget, decay. Adam's moments stay dense.
+    The order is: scale gradients, Adam, project to the budget, decay. Adam's moments stay dense. A gradient that is not
+    finite leaves weights and moments to projection and decay alone; that is decided on the device, so that the host
+    waits for nothing.
 
     Args:
         model: Its trainable parameters are updated in place.
@@ -88,7 +94,7 @@ class Optimizer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.adam = torch.optim.Adam(
             self.parameters,
-            lr=torch.tensor(0.0),
+            lr=torch.zeros((), device=self.parameters[0].device),
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.eps,
             fused=True,
@@ -104,7 +110,10 @@ class Optimizer:
         """
         lr = lr_at(step, n_step=self.n_step, optimizer=self.config, sparsity=self.sparsity)
         density = matrix_density_at(step, n_step=self.n_step, config=self.sparsity)
-        rms = condition_gradients_(self.parameters, self.config.gradient)
+        rms, scale = gradient_scale(self.parameters, self.config.gradient)
+        is_skipped = (~rms.isfinite()).to(torch.float32)
+        # What mixed precision's loss scaling hands to the fused step: divide by this, and do nothing if that is 1.
+        self.adam.grad_scale, self.adam.found_inf = scale, is_skipped  # pyright: ignore[reportAttributeAccessIssue]
         self.adam.param_groups[0]["lr"].fill_(lr)
         self.adam.step()
         project_(self.model, density, config=self.sparsity)
@@ -113,7 +122,7 @@ class Optimizer:
         ]
         torch._foreach_mul_(decayed, 1 - self.config.weight_decay * lr)
         self.adam.zero_grad()
-        return Update(lr=lr, matrix_density=density, grad_rms=rms)
+        return Update(lr=lr, matrix_density=density, grad_rms=rms, is_skipped=is_skipped)
 
     def state(self) -> dict[str, Tensor]:
         """Return Adam's moments and step count by parameter name."""
@@ -127,5 +136,5 @@ class Optimizer:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned."""
         for name, p in zip(self.names, self.parameters, strict=True):
-            kinds = {kind: state[f"{kind}.{name}"].clone() for kind in ("exp_avg", "exp_avg_sq", "step")}
+            kinds = {kind: state[f"{kind}.{name}"].clone().to(p.device) for kind in ("exp_avg", "exp_avg_sq", "step")}
             self.adam.state[p] = kinds

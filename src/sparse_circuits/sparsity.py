@@ -4,8 +4,6 @@ import dataclasses
 import warnings
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from sparse_circuits import kernels
 from sparse_circuits.configs import SparsityConfig
@@ -146,19 +144,10 @@ def project_(model: Transformer, matrix_density: float, *, config: SparsityConfi
         allowed = n_keep(weight.numel(), density_at(budget, matrix_density, config=config))
         if allowed == weight.numel():
             continue
-        protected = None
-        if budget.neuron_axis is not None and config.n_alive:
-            protected = largest_of_each_neuron(weight, config.n_alive, neuron_axis=budget.neuron_axis)
-        kernels.keep_largest_(weight, allowed, protected=protected)
-
-
-def largest_of_each_neuron(
-    weight: Float[Tensor, "target source"], n_alive: int, *, neuron_axis: int
-) -> Bool[Tensor, "target source"]:
-    """Mark the `n_alive` largest weights of each neuron or attention channel (all, if it has fewer)."""
-    by_neuron = weight if neuron_axis == 0 else weight.T
-    marked = kernels.top_k_mask(by_neuron, min(n_alive, by_neuron.shape[1]))
-    return marked if neuron_axis == 0 else marked.T
+        if budget.neuron_axis is None:
+            kernels.keep_largest_(weight, allowed)
+        else:
+            kernels.keep_largest_(weight, allowed, n_alive=config.n_alive, neuron_axis=budget.neuron_axis)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

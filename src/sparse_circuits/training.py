@@ -23,10 +23,13 @@ from sparse_circuits.corpus.bigram import baseline_losses, count_batches, count_
 from sparse_circuits.corpus.shards import Batches, Corpus
 from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError
 from sparse_circuits.files import is_done, mark_done, read_json, write_json
+from sparse_circuits.footprint import check_memory, training_size_bytes, usable_device
 from sparse_circuits.model import Transformer
 from sparse_circuits.optimizer import Optimizer
 from sparse_circuits.runlog import RunLog, duration
+from sparse_circuits.sparse_products import sparse_products
 from sparse_circuits.sparsity import budgets, check_quota, count_nonzeros, n_keep
+from sparse_circuits.step_records import N_UNREAD, StepRecords
 
 FORMAT, VERSION = "sparse-circuits run", 1
 BASELINE_FORMAT = "sparse-circuits bigram baseline"
@@ -43,6 +46,7 @@ def train(
     out: Path | str,
     progress: TextIO | None = None,
     stop_after: int | None = None,
+    device: str = "cpu",
 ) -> Transformer:
     """Train a model, or go on with the training that `out` holds.
 
@@ -52,6 +56,7 @@ def train(
         out: The run folder. If it holds an unfinished run of the same settings, that goes on from its last checkpoint.
         progress: Where a progress line goes; None is silent.
         stop_after: Stop, with a checkpoint, after this many steps in all, as an interrupt would.
+        device: Where to compute, such as `cuda`; there products are in bfloat16, weights, stream and loss in float32.
 
     Returns:
         The trained model in evaluation mode.
@@ -60,49 +65,42 @@ def train(
         ConfigError: Settings that don't fit the corpus or each other, or another run's in `out`.
         OutputExistsError: `out` holds a finished run.
         Interrupted: Ctrl-C; the run can go on from where it was.
+        DivergedError: No gradient was finite for ten steps in a row.
+        DeviceError: The device is not there, or its memory is too small.
     """
+    place = usable_device(device)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     out = Path(out)
     prepare_folder(config, corpus, out)
     batches = batches_of(config, corpus)
-    model, optimizer, first_step = _start(config, corpus, out)
+    check_memory(config, place)
+    model, optimizer, first_step, skipped = _start(config, corpus, out, place)
     validator = Validator(config, corpus, batches, out)
     n_step = batches.n_step
     last_step = min(n_step, stop_after or n_step)
     log = RunLog(out / "metrics.jsonl", n_step=n_step, cut_at=first_step, stream=progress)
+    records = StepRecords(
+        log,
+        out,
+        n_token=config.batch_size * config.context,
+        n_unread=1 if place.type == "cpu" else N_UNREAD,
+        skipped=skipped,
+    )
     with log, _interrupt_between_steps() as interrupted:
         model.train()
-        started = time.monotonic()
         for step in range(first_step, last_step):
-            loss = next_token_loss(model, batches(step))
-            loss.backward()
+            loss, n_sparse = loss_and_gradients(model, batches(step).to(place))
             update = optimizer.step(step)
-            loss_nats = float(loss.detach())
-            if not math.isfinite(loss_nats):
-                raise ConfigError(
-                    f"the loss is {loss_nats} at step {step}; the last checkpoint is good: "
-                    f"lower optimizer.lr (now {config.optimizer.lr}) and start in another folder"
-                )
-            rate = config.batch_size * config.context / (time.monotonic() - started)
-            record = {
-                "loss": loss_nats,
-                "lr": update.lr,
-                "matrix_density": update.matrix_density,
-                "grad_rms": float(update.grad_rms),
-                "token_per_second": round(rate),
-            }
-            if (step + 1) % config.validate_every == 0 or step + 1 == n_step:
-                record |= validator(model)
-            now = time.monotonic()
-            log.write(step, **record, seconds=round(now - started, 4))
-            started = now
-            log.show(step, f"loss {loss_nats:.3f}  density {update.matrix_density:.3f}  {rate:,.0f} tokens/s")
-            is_stopped = bool(interrupted) or (step + 1 == last_step and last_step < n_step)
-            if is_stopped or (step + 1) % config.checkpoint_every == 0 or step + 1 == n_step:
+            is_last = step + 1 == n_step
+            is_validated = (step + 1) % config.validate_every == 0 or is_last
+            records.add(step, loss, update, n_sparse_product=n_sparse, **(validator(model) if is_validated else {}))
+            is_stopped = bool(interrupted) or step + 1 == last_step < n_step
+            if is_stopped or (step + 1) % config.checkpoint_every == 0 or is_last:
+                records.flush()
                 log.flush()
-                notes = {"step": step + 1, "n_thread": torch.get_num_threads()}
+                notes = {"step": step + 1, "n_thread": torch.get_num_threads(), "skipped": records.skipped}
                 checkpoint.save_checkpoint(out, step + 1, model, optimizer.state(), weights=config.weights, notes=notes)
-            if is_stopped and step + 1 < n_step:
+            if is_stopped and not is_last:
                 raise Interrupted(f"stopped after step {step + 1}; the same command goes on from there")
     mark_done(out)
     model.folder = out
@@ -191,10 +189,23 @@ def initial_model(config: TrainConfig, corpus: Corpus) -> Transformer:
     return model
 
 
+def loss_and_gradients(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> tuple[Float[Tensor, ""], int]:
+    """Run forward and backward, with sparse products where they are faster.
+
+    Returns:
+        The loss, and the number of weights whose zeros were left out of the products.
+    """
+    with sparse_products(model) as chosen:
+        with torch.autocast("cuda", torch.bfloat16, enabled=tokens.device.type == "cuda"):
+            loss = next_token_loss(model, tokens)
+        loss.backward()
+    return loss, len(chosen)
+
+
 def next_token_loss(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
     """Return the cross-entropy of each token given those before it, in nats, averaged over batch · (pos − 1)."""
     logits = model(tokens[:, :-1])  # the last token predicts nothing that is known
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
 class Validator:
@@ -227,7 +238,11 @@ class Validator:
         """
         model.eval()
         loss = {
-            name: sum(float(next_token_loss(model, part)) * len(part) for part in windows.split(16)) / len(windows)
+            name: sum(
+                float(next_token_loss(model, part)) * len(part)
+                for part in windows.to(model.logit_bias.device).split(16)
+            )
+            / len(windows)
             for name, windows in self.windows.items()
         }
         model.train()
@@ -276,21 +291,20 @@ def plan(config: TrainConfig, corpus: Corpus | Path | str) -> Plan:
 
     Raises:
         ConfigError: The settings don't fit the corpus or each other.
+        DeviceError: They need more memory than is free.
     """
     check_settings(config, corpus if isinstance(corpus, Corpus) else Corpus(corpus))
+    check_memory(config, torch.device("cpu"))
     model = Transformer(config.model)
     optimizer = Optimizer(model, optimizer=config.optimizer, sparsity=config.sparsity, n_step=config.n_step)
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     sparse = {b.name: n_keep(sizes[b.name], b.density) for b in budgets(model, config.sparsity)}
     n_bigram = sizes.get("bigram", 0)
-    n_row = config.batch_size * config.context
-    per_layer = 12 * config.model.d_model + 12 * config.model.d_attn + 5 * config.model.d_mlp
-    activations = n_row * (config.model.n_layer * per_layer + 4 * config.model.n_vocab)
     tokens = torch.randint(config.model.n_vocab, (config.batch_size, config.context))
     seconds = []
     for step in (0, config.n_step // 2, config.n_step - 1):
         start = time.monotonic()
-        next_token_loss(model, tokens).backward()
+        loss_and_gradients(model, tokens)
         optimizer.step(step)
         seconds.append(time.monotonic() - start)
     return Plan(
@@ -298,13 +312,15 @@ def plan(config: TrainConfig, corpus: Corpus | Path | str) -> Plan:
         n_bigram=n_bigram,
         n_nonzero=sum((sizes | sparse).values()) - n_bigram,
         n_step=config.n_step,
-        size_bytes=4 * (4 * sum(sizes.values()) + activations),
+        size_bytes=training_size_bytes(config),
         seconds=sorted(seconds)[1] * config.n_step,
     )
 
 
-def _start(config: TrainConfig, corpus: Corpus, out: Path) -> tuple[Transformer, Optimizer, int]:
-    """Make a new model and optimizer, or those of the folder's last checkpoint, and the step to go on with."""
+def _start(
+    config: TrainConfig, corpus: Corpus, out: Path, device: torch.device
+) -> tuple[Transformer, Optimizer, int, tuple[int, int]]:
+    """Make a new model and optimizer, or those of the last checkpoint; the step to go on with, and steps skipped."""
     found = checkpoint.latest_checkpoint(out)
     if found is None:
         model = initial_model(config, corpus)
@@ -312,9 +328,10 @@ def _start(config: TrainConfig, corpus: Corpus, out: Path) -> tuple[Transformer,
         model = checkpoint.load_model(found / checkpoint.MODEL_NAME, corpus.tokenizer)
         if model.config != config.model:
             raise FormatError(f"{found}: the checkpoint's model is not the one that config.json describes")
+    model = model.to(device)
     optimizer = Optimizer(model, optimizer=config.optimizer, sparsity=config.sparsity, n_step=config.n_step)
     if found is None:
-        return model, optimizer, 0
+        return model, optimizer, 0, (0, 0)
     notes, state = checkpoint.load_state(found)
     optimizer.load_state(state)
     if notes["n_thread"] != torch.get_num_threads():
@@ -323,7 +340,8 @@ def _start(config: TrainConfig, corpus: Corpus, out: Path) -> tuple[Transformer,
             "the run goes on, but not bit for bit as it would have",
             stacklevel=3,
         )
-    return model, optimizer, notes["step"]
+    n_skipped, n_in_a_row = notes.get("skipped", (0, 0))  # runs begun before steps could be skipped have none
+    return model, optimizer, notes["step"], (n_skipped, n_in_a_row)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,21 @@
-"""The four numeric kernels: one function, one meaning each, whatever the device.
+"""The numeric kernels: one function, one meaning each, whatever the device.
 
 `reference` is the definition, in plain PyTorch. A call goes to the fastest version for its device; `use("reference")`
-forces the definition. Callers never choose.
+forces the definition. Callers never choose. Where a version can't be compiled, one warning says why, and the definition
+takes its place.
 """
 
 import contextlib
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_circuits.kernels import cpu, reference
+from sparse_circuits.kernels import packed as _packed
+from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
 _forced_reference = False
 
@@ -35,15 +39,14 @@ def use(version: Literal["reference", "fastest"]) -> Iterator[None]:
 
 def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "*batch channel"]:
     """Keep the `n_keep` entries of largest magnitude in each vector; see `reference.abs_topk`."""
-    if not _forced_reference and cpu.can_abs_topk(x):
-        return cpu.abs_topk(x, n_keep)
-    return reference.abs_topk(x, n_keep)
+    _check_count(n_keep, x.shape[-1])
+    return _for_topk(x).abs_topk(x, n_keep)
 
 
 def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, "*batch channel"]:
     """Mark the `n_keep` entries of largest magnitude in each vector; see `reference.top_k_mask`."""
-    version = cpu if not _forced_reference and cpu.can_abs_topk(x) else reference
-    return version.top_k_mask(x, n_keep)
+    _check_count(n_keep, x.shape[-1])
+    return _for_topk(x).top_k_mask(x, n_keep)
 
 
 def sink_attention(
@@ -53,15 +56,70 @@ def sink_attention(
     sink: Float[Tensor, " head"] | None,
 ) -> Float[Tensor, "batch head query d_head"]:
     """Mix values causally, with an optional sink; see `reference.sink_attention`."""
-    if not _forced_reference and cpu.can_sink_attention(q, k, v):
-        return cpu.sink_attention(q, k, v, sink)
+    for version in _versions():
+        if version.can_sink_attention(q, k, v):
+            return version.sink_attention(q, k, v, sink)
     return reference.sink_attention(q, k, v, sink)
 
 
-def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, protected: Bool[Tensor, "..."] | None = None) -> None:
+def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:
     """Zero all but the `n_keep` largest entries in place; see `reference.keep_largest_`."""
-    version = cpu if not _forced_reference and cpu.can_keep_largest(weight) else reference
-    version.keep_largest_(weight, n_keep, protected=protected)
+    _check_count(n_keep, weight.numel())
+    if n_alive:
+        if weight.ndim != 2 or neuron_axis not in (0, 1):
+            raise ValueError(
+                f"neurons are rows (0) or columns (1) of a matrix, not axis {neuron_axis} of {weight.ndim}"
+            )
+        n_neuron, n_entry = weight.shape[neuron_axis], weight.shape[1 - neuron_axis]
+        n_alive = min(n_alive, n_entry)
+        if n_alive * n_neuron > n_keep:
+            raise ValueError(f"{n_alive * n_neuron} protected entries exceed n_keep {n_keep}")
+    for version in _versions():
+        if version.can_keep_largest(weight):
+            return version.keep_largest_(weight, n_keep, n_alive=n_alive, neuron_axis=neuron_axis)
+    return reference.keep_largest_(weight, n_keep, n_alive=n_alive, neuron_axis=neuron_axis)
+
+
+def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
+    """Leave out a matrix's zeros."""
+    return (cpu if not _forced_reference and cpu.can_pack(weight) else _packed).pack(weight)
+
+
+def packed_linear(
+    x: Float[Tensor, "*batch source"],
+    weight: PackedWeight,
+    bias: Float[Tensor, " target"] | None = None,
+    *,
+    dense: Float[Tensor, "target source"] | None = None,
+) -> Float[Tensor, "*batch target"]:
+    """Map vectors by a packed weight; see `reference.packed_linear`."""
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"vectors of width {x.shape[-1]} don't fit a weight of {weight.shape[1]} sources")
+    for version in _versions():
+        if version.can_pack(x):
+            return version.packed_linear(x, weight, bias, dense)
+    return reference.packed_linear(x, weight, bias, dense)
+
+
+def has_fast_products(x: Tensor) -> bool:
+    """Say whether products with packed weights have a compiled version for a tensor's device and type."""
+    return not _forced_reference and cpu.can_pack(x)
+
+
+def _versions() -> tuple[ModuleType, ...]:
+    return () if _forced_reference else (cpu,)
+
+
+def _for_topk(x: Tensor) -> ModuleType:
+    for version in _versions():
+        if version.can_abs_topk(x):
+            return version
+    return reference
+
+
+def _check_count(n_keep: int, size: int) -> None:
+    if not 0 <= n_keep <= size:
+        raise ValueError(f"n_keep {n_keep} is not in [0, {size}]")
 
 
 attention_pattern = reference.attention_pattern

@@ -17,8 +17,9 @@ def set_threads(n_thread: int) -> None:
 def _threshold(bits, n_keep):
     """Find the largest t such that at least `n_keep` (1 or more) magnitudes are at or above t.
 
-    The search narrows [low, high) by interpolating on the counts and by halving in turn, and ends early where a
-    count is exact. Entries that are all zero from some rank on are told apart at the start.
+    The search narrows [low, high): down from the largest by two octaves, then four, and so on, until enough entries are
+    above; then by interpolating on the counts and by halving in turn. It ends early where a count is exact. Entries
+    that are all zero from some rank on are told apart at the start.
     """
     largest, n_low = np.uint32(0), np.uint32(0)
     for i in range(bits.size):
@@ -28,9 +29,11 @@ def _threshold(bits, n_keep):
     if n_low <= n_keep:
         return np.uint32(0)
     low, high = int64(1), int64(largest) + 1  # n_low are at or above low, more than n_keep; n_high at or above high
-    n_high, halve = np.uint32(0), False
+    n_high, halve, step = np.uint32(0), False, int64(1 << 24)
     while high - low > 1:
-        if halve:
+        if step > 0:
+            trial = max(high - step, low + 1)
+        elif halve:
             trial = (low + high) // 2
         else:
             trial = low + int64((high - low) * ((n_low - n_keep) / (n_low - n_high)))
@@ -42,9 +45,9 @@ def _threshold(bits, n_keep):
         if n_above == n_keep:
             return at
         if n_above > n_keep:
-            low, n_low = trial, n_above
+            low, n_low, step = trial, n_above, 0
         else:
-            high, n_high = trial, n_above
+            high, n_high, step = trial, n_above, 2 * step
     return np.uint32(low)
 
 
@@ -93,43 +96,167 @@ def where_kept(bits, keep, out):
         out[i] = bits[i] if keep[i] else np.uint32(0)
 
 
-@numba.njit(void(uint32[::1], int64), cache=True)
+@numba.njit(uint32(uint32[::1], int64), cache=True)
+def _nth_largest(bits, n):
+    """Return the `n`-th largest magnitude (n from 1), by histograms of 13, then 9, then 9 bits.
+
+    Neighbouring entries are often of one size, and a counter that was just written can't be read at once: four
+    histograms take turns.
+    """
+    turns = np.zeros((4, 8192), dtype=np.int64)
+    n_whole = bits.size // 4 * 4
+    for i in range(0, n_whole, 4):
+        turns[0, (bits[i] & MAGNITUDE) >> np.uint32(18)] += 1
+        turns[1, (bits[i + 1] & MAGNITUDE) >> np.uint32(18)] += 1
+        turns[2, (bits[i + 2] & MAGNITUDE) >> np.uint32(18)] += 1
+        turns[3, (bits[i + 3] & MAGNITUDE) >> np.uint32(18)] += 1
+    for i in range(n_whole, bits.size):
+        turns[0, (bits[i] & MAGNITUDE) >> np.uint32(18)] += 1
+    counts = turns[0] + turns[1] + turns[2] + turns[3]
+    top, left = 8191, n
+    while counts[top] < left:
+        left -= counts[top]
+        top -= 1
+    inside = np.empty(counts[top], dtype=np.uint32)  # the entries of the bin that holds the n-th
+    j = 0
+    for i in range(bits.size):
+        magnitude = bits[i] & MAGNITUDE
+        if magnitude >> np.uint32(18) == top:
+            inside[j] = magnitude
+            j += 1
+    found = np.uint32(top) << np.uint32(18)
+    for shift in (np.uint32(9), np.uint32(0)):
+        counts = np.zeros(512, dtype=np.int64)
+        for i in range(inside.size):
+            if inside[i] >> (shift + np.uint32(9)) == found >> (shift + np.uint32(9)):
+                counts[(inside[i] >> shift) & np.uint32(511)] += 1
+        top = 511
+        while counts[top] < left:
+            left -= counts[top]
+            top -= 1
+        found |= np.uint32(top) << shift
+    return found
+
+
+@numba.njit(void(uint32[::1], int64), cache=True, nogil=True)
 def keep_largest_bits(bits, n_keep):
     """Zero all but the `n_keep` largest magnitudes of one long vector."""
     if n_keep == 0:
         bits[:] = 0
         return
-    threshold = _threshold(bits, n_keep)
-    n_above = 0
+    threshold = _nth_largest(bits, n_keep)
+    n_kept = 0
     for i in range(bits.size):
-        n_above += (bits[i] & MAGNITUDE) > threshold
-    n_tie = n_keep - n_above
-    for i in range(bits.size):
-        magnitude = bits[i] & MAGNITUDE
-        if magnitude < threshold:
+        is_kept = (bits[i] & MAGNITUDE) >= threshold
+        n_kept += np.int64(is_kept)
+        bits[i] = bits[i] if is_kept else np.uint32(0)
+    i = bits.size - 1
+    while n_kept > n_keep and threshold > 0:  # ties at the threshold: the last ones go
+        if (bits[i] & MAGNITUDE) == threshold:
             bits[i] = 0
-        elif magnitude == threshold:
-            if n_tie > 0:
-                n_tie -= 1
-            else:
-                bits[i] = 0
+            n_kept -= 1
+        i -= 1
 
 
-@numba.njit(void(uint32[::1], boolean[::1], int64), cache=True)
-def keep_largest_free_bits(bits, free, n_keep):
-    """Zero all free entries but their `n_keep` largest; the others stay."""
-    n_free = 0
-    for i in range(bits.size):
-        n_free += free[i]
-    candidates = np.empty(n_free, dtype=np.uint32)
-    j = 0
-    for i in range(bits.size):
-        if free[i]:
-            candidates[j] = bits[i]
-            j += 1
-    keep_largest_bits(candidates, n_keep)
-    j = 0
-    for i in range(bits.size):
-        if free[i]:
-            bits[i] = candidates[j]
-            j += 1
+@numba.njit(void(int64[::1], int64[::1], int64, int64), cache=True, inline="always")
+def _insert(held, places, magnitude, place):
+    """Take an entry into a falling list, if it is larger than the last or as large and earlier."""
+    j = held.size - 1
+    if magnitude < held[j] or (magnitude == held[j] and place > places[j]):
+        return
+    while j > 0 and (held[j - 1] < magnitude or (held[j - 1] == magnitude and places[j - 1] > place)):
+        held[j] = held[j - 1]
+        places[j] = places[j - 1]
+        j -= 1
+    held[j] = magnitude
+    places[j] = place
+
+
+@numba.njit(int64(uint32[::1], int64[::1]), cache=True, inline="always")
+def _nth_of_few(values, held):
+    """Return the n-th largest of a few values, n being the length of the scratch `held`; −1 if there are fewer."""
+    held[:] = -1
+    for i in range(values.size):
+        value = int64(values[i])
+        j = held.size - 1
+        if value > held[j]:
+            while j > 0 and held[j - 1] < value:
+                held[j] = held[j - 1]
+                j -= 1
+            held[j] = value
+    return held[held.size - 1]
+
+
+@numba.njit(void(uint32[:, ::1], int64[:, ::1]), cache=True, nogil=True)
+def largest_of_rows(bits, places):
+    """Write the flat places of each row's largest magnitudes into `places` (row, n), ties to the lower index.
+
+    A row is dealt out to 64 lanes. The n-th largest of the lanes' maxima is at most the n-th largest entry, so that the
+    few lanes with a maximum below it need no second look.
+    """
+    width, n = bits.shape[1], places.shape[1]
+    n_dealt = width // 64 * 64
+    held = np.empty(n, dtype=np.int64)
+    maxima = np.empty(64, dtype=np.uint32)
+    for r in range(bits.shape[0]):
+        row = bits[r]
+        maxima[:] = 0
+        for start in range(0, n_dealt, 64):
+            for lane in range(64):
+                maxima[lane] = max(maxima[lane], row[start + lane] & MAGNITUDE)
+        least = _nth_of_few(maxima, held)
+        held[:] = -1
+        places[r, :] = -1
+        for lane in range(64):
+            if int64(maxima[lane]) >= least:
+                for i in range(lane, n_dealt, 64):
+                    _insert(held, places[r], int64(row[i] & MAGNITUDE), r * width + i)
+        for i in range(n_dealt, width):
+            _insert(held, places[r], int64(row[i] & MAGNITUDE), r * width + i)
+
+
+@numba.njit(void(uint32[:, ::1], int64[:, ::1]), cache=True, nogil=True)
+def largest_of_columns(bits, places):
+    """Write the flat places of each column's largest magnitudes into `places` (column, n), ties to the lower index.
+
+    As for rows: a column is cut into at most 32 stretches, whose maxima bound its n-th largest entry from below.
+    """
+    n_row, n_column = bits.shape
+    n = places.shape[1]
+    stretch = max(1, -(-n_row // 32))
+    maxima = np.zeros((32, n_column), dtype=np.uint32)
+    for r in range(n_row):
+        row, largest = bits[r], maxima[r // stretch]
+        for i in range(n_column):
+            largest[i] = max(largest[i], row[i] & MAGNITUDE)
+    scratch, of_column = np.empty(n, dtype=np.int64), np.empty(-(-n_row // stretch), dtype=np.uint32)
+    least = np.empty(n_column, dtype=np.int32)
+    for i in range(n_column):
+        for j in range(of_column.size):
+            of_column[j] = maxima[j, i]
+        least[i] = _nth_of_few(of_column, scratch)
+    held = np.full((n_column, n), -1, dtype=np.int64)
+    places[:] = -1
+    for r in range(n_row):
+        row = bits[r]
+        for start in range(0, n_column, 32):
+            stop = min(start + 32, n_column)
+            n_large = np.int32(0)
+            for i in range(start, stop):
+                n_large += np.int32(np.int32(row[i] & MAGNITUDE) >= least[i])
+            if n_large > 0:
+                for i in range(start, stop):
+                    if np.int32(row[i] & MAGNITUDE) >= least[i]:
+                        _insert(held[i], places[i], int64(row[i] & MAGNITUDE), r * n_column + i)
+
+
+@numba.njit(void(uint32[::1], int64[::1], int64), cache=True, nogil=True)
+def keep_largest_and_protected(bits, protected, n_keep):
+    """Zero all but the protected places and the `n_keep` largest of the others."""
+    saved = np.empty(protected.size, dtype=np.uint32)
+    for i in range(protected.size):
+        saved[i] = bits[protected[i]]
+        bits[protected[i]] = 0
+    keep_largest_bits(bits, n_keep)
+    for i in range(protected.size):
+        bits[protected[i]] = saved[i]

@@ -4,68 +4,69 @@ The bits of a magnitude, read as an integer, are ordered like the magnitude, wit
 largest is found by bisecting on the bits, one vectorised count a bit, without sorting or scattering.
 """
 
-import functools
-from types import ModuleType
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparse_circuits.kernels.compiled import loops
+from sparse_circuits.kernels.packed import PackedWeight
+
 _MIN_PARALLEL = 1 << 15
 """Below this many entries the threads' start costs more than they save."""
 
-
-@functools.cache
-def _compiled() -> ModuleType:
-    """Import the Numba functions at the first call, so that importing the package compiles nothing.
-
-    Numba's threads are those of torch's OpenMP, and starting them sets their number to all cores; torch gets its own
-    number back.
-    """
-    n_thread = torch.get_num_threads()
-    from sparse_circuits.kernels import _cpu_numba
-
-    torch.set_num_threads(n_thread)
-    return _cpu_numba
+_N_FEW = 16
+"""So many vectors or fewer go through a packed weight one after the other."""
 
 
 def can_abs_topk(x: Tensor) -> bool:
-    """Say whether `abs_topk` takes this tensor."""
-    return x.device.type == "cpu" and x.dtype is torch.float32 and not torch.compiler.is_compiling()
+    """Say whether `abs_topk` and `top_k_mask` take this tensor."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and not torch.compiler.is_compiling()
+        and loops("_cpu_numba") is not None
+    )
+
+
+def _topk() -> Any:
+    return loops("_cpu_numba")
+
+
+def _packed() -> Any:
+    return loops("_cpu_packed")
 
 
 def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "*batch channel"]:
     """Keep the `n_keep` entries of largest magnitude in each vector; see `reference.abs_topk`."""
-    if not 0 <= n_keep <= x.shape[-1]:
-        raise ValueError(f"n_keep {n_keep} is not in [0, {x.shape[-1]}]")
     return _AbsTopK.apply(x, n_keep)  # pyright: ignore[reportReturnType]
 
 
 class _AbsTopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, n_keep: int) -> Tensor:
-        out, keep = _values_and_mask(x.detach(), n_keep)
+        out, keep = _values_and_mask(x.detach().float(), n_keep)
         ctx.save_for_backward(keep)
-        return out
+        return out.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
+        if grads[0].dtype is not torch.float32:
+            return grads[0] * keep, None
         grad = grads[0].contiguous()
         out = torch.empty_like(grad)
         if grad.numel():
-            _compiled().set_threads(torch.get_num_threads())
+            _topk().set_threads(torch.get_num_threads())
             bits = grad.view(-1).numpy().view("u4"), keep.view(-1).numpy(), out.view(-1).numpy().view("u4")
-            _compiled().where_kept(*bits)
+            _topk().where_kept(*bits)
         return out, None
 
 
 def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, "*batch channel"]:
     """Mark the `n_keep` entries of largest magnitude in each vector; see `reference.top_k_mask`."""
-    if not 0 <= n_keep <= x.shape[-1]:
-        raise ValueError(f"n_keep {n_keep} is not in [0, {x.shape[-1]}]")
-    return _values_and_mask(x.detach(), n_keep)[1]
+    return _values_and_mask(x.detach().float(), n_keep)[1]
 
 
 def _values_and_mask(x: Tensor, n_keep: int) -> tuple[Tensor, Tensor]:
@@ -79,10 +80,10 @@ def _values_and_mask(x: Tensor, n_keep: int) -> tuple[Tensor, Tensor]:
             out.view(-1, width).numpy().view("u4"),
             keep.view(-1, width).numpy(),
         )
-        function = _compiled().abs_topk_rows
-        if rows.numel() >= _MIN_PARALLEL:
-            _compiled().set_threads(torch.get_num_threads())
-            function = _compiled().abs_topk_rows_parallel
+        function = _topk().abs_topk_rows
+        if rows.numel() >= _MIN_PARALLEL and torch.get_num_threads() > 1:
+            _topk().set_threads(torch.get_num_threads())
+            function = _topk().abs_topk_rows_parallel
         function(*arguments)
     return out, keep
 
@@ -143,19 +144,97 @@ class _SinkAttention(torch.autograd.Function):
 
 def can_keep_largest(weight: Tensor) -> bool:
     """Say whether `keep_largest_` takes this tensor."""
-    return weight.device.type == "cpu" and weight.dtype is torch.float32 and weight.is_contiguous()
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype is torch.float32
+        and weight.is_contiguous()
+        and loops("_cpu_numba") is not None
+    )
 
 
-def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, protected: Bool[Tensor, "..."] | None = None) -> None:
+def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:
     """Zero all but the `n_keep` largest entries in place; see `reference.keep_largest_`."""
-    if not 0 <= n_keep <= weight.numel():
-        raise ValueError(f"n_keep {n_keep} is not in [0, {weight.numel()}]")
-    bits = weight.detach().view(-1).numpy().view("u4")
-    if protected is None:
-        _compiled().keep_largest_bits(bits, n_keep)
+    bits = weight.detach().numpy().view("u4")
+    if n_alive == 0:
+        _topk().keep_largest_bits(bits.reshape(-1), n_keep)
         return
-    n_protected = int(protected.sum())
-    if n_protected > n_keep:
-        raise ValueError(f"{n_protected} protected entries exceed n_keep {n_keep}")
-    free = ~protected.contiguous().view(-1)
-    _compiled().keep_largest_free_bits(bits, free.numpy(), n_keep - n_protected)
+    places = torch.empty(weight.shape[neuron_axis], n_alive, dtype=torch.int64)
+    largest = _topk().largest_of_rows if neuron_axis == 0 else _topk().largest_of_columns
+    largest(bits, places.numpy())
+    _topk().keep_largest_and_protected(bits.reshape(-1), places.view(-1).numpy(), n_keep - places.numel())
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Say whether packed weights can be made of this tensor, or used with it."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype is torch.float32
+        and not torch.compiler.is_compiling()
+        and loops("_cpu_packed") is not None
+    )
+
+
+def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
+    """Leave out a matrix's zeros; see `packed.pack`."""
+    array, offsets = weight.detach().contiguous().numpy(), torch.empty(len(weight) + 1, dtype=torch.int64)
+    _packed().count_rows(array, offsets.numpy())
+    n_nonzero = int(offsets[-1])
+    values, columns = torch.empty(n_nonzero), torch.empty(n_nonzero, dtype=torch.int32)
+    _packed().pack_rows(array, values.numpy(), columns.numpy())
+    return PackedWeight(values, columns, offsets, (weight.shape[0], weight.shape[1]))
+
+
+def transposed(weight: PackedWeight) -> PackedWeight:
+    """Return the transposed matrix; see `packed.transposed`."""
+    turned = PackedWeight(
+        torch.empty_like(weight.values),
+        torch.empty_like(weight.columns),
+        torch.empty(weight.shape[1] + 1, dtype=torch.int64),
+        (weight.shape[1], weight.shape[0]),
+    )
+    _packed().transpose_packed(*_arrays(weight), *_arrays(turned))
+    return turned
+
+
+def packed_linear(
+    x: Float[Tensor, "*batch source"],
+    weight: PackedWeight,
+    bias: Float[Tensor, " target"] | None,
+    dense: Float[Tensor, "target source"] | None,
+) -> Float[Tensor, "*batch target"]:
+    """Map vectors by a packed weight; see `reference.packed_linear`."""
+    return _PackedLinear.apply(x, weight, bias, dense)  # pyright: ignore[reportReturnType]
+
+
+class _PackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: PackedWeight, bias: Tensor | None, dense: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        ctx.save_for_backward(x if dense is not None else None)
+        return _map(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
+        (x,), grad = ctx.saved_tensors, grads[0].contiguous()
+        flat = grad.flatten(0, -2)
+        grad_x = _map(grad, transposed(ctx.weight), None) if ctx.needs_input_grad[0] else None
+        grad_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
+        grad_dense = flat.T @ x.flatten(0, -2) if ctx.needs_input_grad[3] else None
+        return grad_x, None, grad_bias, grad_dense
+
+
+def _map(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    rows = x.detach().contiguous().view(-1, weight.shape[1])
+    out = torch.empty(len(rows), weight.shape[0])
+    start = torch.zeros(weight.shape[0]) if bias is None else bias.detach().contiguous()
+    arguments = (rows.numpy(), *_arrays(weight), start.numpy(), out.numpy())
+    if len(rows) <= _N_FEW:
+        _packed().packed_linear_few(*arguments)
+    else:
+        _topk().set_threads(torch.get_num_threads())
+        _packed().packed_linear_blocks(*arguments)
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _arrays(weight: PackedWeight) -> tuple[Any, Any, Any]:
+    return weight.values.numpy(), weight.columns.numpy(), weight.offsets.numpy()

@@ -1,8 +1,12 @@
 """The kernels' definitions, in plain PyTorch."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from sparse_circuits.kernels.packed import PackedWeight
 
 
 def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, "*batch channel"]:
@@ -17,8 +21,6 @@ def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, 
     Raises:
         ValueError: `n_keep` is outside its range.
     """
-    if not 0 <= n_keep <= x.shape[-1]:
-        raise ValueError(f"n_keep {n_keep} is not in [0, {x.shape[-1]}]")
     magnitude = x.detach().abs()
     # A sort puts NaN after infinity; stable, so that equal magnitudes stay in their order.
     order = magnitude.argsort(dim=-1, descending=True, stable=True)
@@ -88,22 +90,61 @@ def sink_attention(
     return attention_pattern(q, k, sink) @ v
 
 
-def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, protected: Bool[Tensor, "..."] | None = None) -> None:
+def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:
     """Zero, in place, all but the `n_keep` entries of largest magnitude.
 
     Args:
         weight: Any shape; ranked as one flat vector, ties to the lower index.
         n_keep: Entries that survive, in [0, weight.numel()].
-        protected: Entries that survive first, whatever their size, inside `n_keep`; they use it up even where they
-            are zero.
+        n_alive: Of each neuron so many of its largest entries survive first, whatever their size, inside `n_keep`; they
+            use it up even where they are zero. At most the entries that a neuron has; 0 protects none.
+        neuron_axis: The axis whose entries are the neurons, 0 for rows and 1 for columns; `weight` is then a matrix.
 
     Raises:
-        ValueError: `n_keep` is outside its range, or less than the number of protected entries.
+        ValueError: A number is outside its range, or the neurons' entries exceed `n_keep`.
     """
-    score = weight.detach().abs().flatten()
-    if protected is not None:
-        if int(protected.sum()) > n_keep:
-            raise ValueError(f"{int(protected.sum())} protected entries exceed n_keep {n_keep}")
-        score = score.masked_fill(protected.flatten(), torch.inf)
-    keep = top_k_mask(score, n_keep).view(weight.shape)
-    weight.masked_fill_(~keep, 0.0)
+    if n_alive == 0:
+        weight.masked_fill_(~top_k_mask(weight.flatten(), n_keep).view(weight.shape), 0.0)
+        return
+    by_neuron = weight if neuron_axis == 0 else weight.T
+    protected = top_k_mask(by_neuron, n_alive)
+    is_free = ~(protected if neuron_axis == 0 else protected.T)
+    free = weight[is_free]  # in the order of their flat places
+    weight[is_free] = torch.where(top_k_mask(free, n_keep - int(protected.sum())), free, 0.0)
+
+
+def packed_linear(
+    x: Float[Tensor, "*batch source"],
+    weight: PackedWeight,
+    bias: Float[Tensor, " target"] | None,
+    dense: Float[Tensor, "target source"] | None,
+) -> Float[Tensor, "*batch target"]:
+    """Map vectors by a packed weight: out = x @ weight.T + bias.
+
+    An entry that is not stored multiplies nothing, be the input infinite or NaN.
+
+    Args:
+        x: Vectors along the last axis.
+        weight: The nonzeros; no gradient goes to them.
+        bias: Added to each result; None for none.
+        dense: The same weight with its zeros, if all its entries shall get their gradient, those of zeros included.
+    """
+    product = x[..., weight.columns.long()] * weight.values  # (batch, nonzero)
+    out = x.new_zeros(*x.shape[:-1], weight.shape[0]).index_add(-1, weight.indices(), product)
+    if dense is not None:
+        out = out + _GradientOnly.apply(x, dense)
+    return out if bias is None else out + bias
+
+
+class _GradientOnly(torch.autograd.Function):
+    """Zero, with the gradient of x @ dense.T for `dense` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dense: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.new_zeros(*x.shape[:-1], dense.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        (x,) = ctx.saved_tensors
+        return None, grads[0].flatten(0, -2).T @ x.flatten(0, -2)

@@ -1,0 +1,64 @@
+"""Devices, and what training takes of their memory: said before anything is allocated."""
+
+import os
+
+import torch
+
+from sparse_circuits.configs import TrainConfig
+from sparse_circuits.errors import DeviceError
+from sparse_circuits.model import Transformer
+
+
+def usable_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        DeviceError: torch doesn't know it, or the machine has none.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"there is no device {name!r}; expected cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device is {name}; expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device is {name}, but torch sees {torch.cuda.device_count()} GPUs here; take cpu")
+    return device
+
+
+def training_size_bytes(config: TrainConfig) -> int:
+    """Estimate the memory of weights, gradients, Adam's moments, and activations kept for the backward pass."""
+    with torch.device("meta"):
+        n_weight = sum(p.numel() for p in Transformer(config.model).parameters() if p.requires_grad)
+    shape = config.model
+    per_layer = 12 * shape.d_model + 12 * shape.d_attn + 5 * shape.d_mlp
+    n_activation = config.batch_size * config.context * (shape.n_layer * per_layer + 4 * shape.n_vocab)
+    return 4 * (4 * n_weight + n_activation)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory that can still be taken, or None where the system doesn't say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
+            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (ValueError, OSError):
+            return None
+
+
+def check_memory(config: TrainConfig, device: torch.device) -> None:
+    """Refuse a run that doesn't fit, before anything is allocated.
+
+    Raises:
+        DeviceError: The estimate exceeds what is free.
+    """
+    needed, free = training_size_bytes(config), free_bytes(device)
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"training needs about {needed / 1e9:,.1f} GB, and {device} has {free / 1e9:,.1f} GB free: "
+            "lower model.d_model, model.d_mlp, model.n_layer or batch_size"
+        )

@@ -1,0 +1,110 @@
+"""The loops of `kernels.cpu` over packed weights, compiled by Numba at the first import and cached on disk."""
+
+import numba
+import numpy as np
+from numba import float32, int32, int64, prange, void
+
+N_TOGETHER = 64
+"""Vectors that go through a weight side by side: one load of a weight serves them all."""
+
+
+@numba.njit(void(float32[:, ::1], int64[::1]), cache=True, nogil=True)
+def count_rows(weight, offsets):
+    """Fill in where each row's nonzeros start, and the end."""
+    offsets[0] = 0
+    for r in range(weight.shape[0]):
+        n = int64(0)
+        for i in range(weight.shape[1]):
+            n += int64(weight[r, i] != 0)
+        offsets[r + 1] = offsets[r] + n
+
+
+@numba.njit(void(float32[:, ::1], float32[::1], int32[::1]), cache=True, nogil=True)
+def pack_rows(weight, values, columns):
+    """Collect the nonzeros row by row."""
+    n = 0
+    for r in range(weight.shape[0]):
+        for i in range(weight.shape[1]):
+            if weight[r, i] != 0:
+                values[n] = weight[r, i]
+                columns[n] = i
+                n += 1
+
+
+@numba.njit(void(float32[::1], int32[::1], int64[::1], float32[::1], int32[::1], int64[::1]), cache=True, nogil=True)
+def transpose_packed(values, columns, offsets, new_values, new_columns, new_offsets):
+    """Sort the nonzeros by column; those of a column stay in the order of their rows."""
+    new_offsets[:] = 0
+    for p in range(columns.size):
+        new_offsets[columns[p] + 1] += 1
+    for c in range(1, new_offsets.size):
+        new_offsets[c] += new_offsets[c - 1]
+    at = new_offsets.copy()
+    for r in range(offsets.size - 1):
+        for p in range(offsets[r], offsets[r + 1]):
+            q = at[columns[p]]
+            at[columns[p]] = q + 1
+            new_values[q] = values[p]
+            new_columns[q] = r
+
+
+@numba.njit(cache=True, fastmath={"contract"}, inline="always")
+def _add_products(acc, values, columns, start, end, turned):
+    """Add up a row of weights times the vectors' entries, four weights at a time."""
+    p = start
+    while p + 4 <= end:
+        a, b, c, d = values[p], values[p + 1], values[p + 2], values[p + 3]
+        of_a, of_b = turned[columns[p]], turned[columns[p + 1]]
+        of_c, of_d = turned[columns[p + 2]], turned[columns[p + 3]]
+        for t in range(N_TOGETHER):
+            acc[t] += a * of_a[t] + b * of_b[t] + c * of_c[t] + d * of_d[t]
+        p += 4
+    while p < end:
+        a, of_a = values[p], turned[columns[p]]
+        for t in range(N_TOGETHER):
+            acc[t] += a * of_a[t]
+        p += 1
+
+
+@numba.njit(
+    void(float32[:, ::1], float32[::1], int32[::1], int64[::1], float32[::1], float32[:, ::1]),
+    cache=True,
+    parallel=True,
+    fastmath={"contract"},
+)
+def packed_linear_blocks(x, values, columns, offsets, bias, out):
+    """Map many vectors, 64 side by side: they lie as columns, so that each weight multiplies a row of theirs."""
+    n_vector, n_source, n_target = x.shape[0], x.shape[1], out.shape[1]
+    for block in prange(-(-n_vector // N_TOGETHER)):
+        first = block * N_TOGETHER
+        n = min(N_TOGETHER, n_vector - first)
+        turned = np.zeros((n_source, N_TOGETHER), dtype=np.float32)
+        for start in range(0, n_source, 16):
+            for t in range(n):
+                for i in range(start, min(start + 16, n_source)):
+                    turned[i, t] = x[first + t, i]
+        sums = np.empty((16, N_TOGETHER), dtype=np.float32)
+        for start in range(0, n_target, 16):
+            n_row = min(16, n_target - start)
+            for r in range(n_row):
+                sums[r, :] = bias[start + r]
+                _add_products(sums[r], values, columns, offsets[start + r], offsets[start + r + 1], turned)
+            for t in range(n):
+                for r in range(n_row):
+                    out[first + t, start + r] = sums[r, t]
+
+
+@numba.njit(
+    void(float32[:, ::1], float32[::1], int32[::1], int64[::1], float32[::1], float32[:, ::1]),
+    cache=True,
+    fastmath={"contract", "reassoc"},
+)
+def packed_linear_few(x, values, columns, offsets, bias, out):
+    """Map a few vectors, one after the other."""
+    for t in range(x.shape[0]):
+        vector = x[t]
+        for r in range(out.shape[1]):
+            total = bias[r]
+            for p in range(offsets[r], offsets[r + 1]):
+                total += values[p] * vector[columns[p]]
+            out[t, r] = total

@@ -1,0 +1,69 @@
+"""A sparse matrix without its zeros, row by row."""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """The nonzeros of a weight (target, source), row after row, columns rising within a row."""
+
+    values: Float[Tensor, " nonzero"]
+    """The weights."""
+
+    columns: Int[Tensor, " nonzero"]
+    """The source of each, int32."""
+
+    offsets: Int[Tensor, " target_and_end"]
+    """Where each row starts, and the end, int64."""
+
+    shape: tuple[int, int]
+    """Targets and sources."""
+
+    def indices(self) -> Int[Tensor, " nonzero"]:
+        """Return the target of each nonzero, int64."""
+        counts = self.offsets.diff()
+        return torch.repeat_interleave(torch.arange(self.shape[0], device=counts.device), counts)
+
+    def dense(self) -> Float[Tensor, "target source"]:
+        """Return the matrix with its zeros."""
+        weight = self.values.new_zeros(self.shape)
+        weight[self.indices(), self.columns.long()] = self.values
+        return weight
+
+    def rows(self, chosen: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch source"]:
+        """Return some rows, with their zeros."""
+        flat = chosen.flatten()
+        start, count = self.offsets[flat], self.offsets.diff()[flat]
+        target = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), count)
+        first = torch.repeat_interleave(start - count.cumsum(0) + count, count)
+        place = first + torch.arange(len(target), device=flat.device)
+        found = self.values.new_zeros(len(flat), self.shape[1])
+        found[target, self.columns[place].long()] = self.values[place]
+        return found.view(*chosen.shape, self.shape[1])
+
+    def to(self, device: torch.device | str) -> "PackedWeight":
+        """Return the same on another device."""
+        return PackedWeight(self.values.to(device), self.columns.to(device), self.offsets.to(device), self.shape)
+
+
+def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
+    """Leave out a matrix's zeros."""
+    weight = weight.detach()
+    is_nonzero = weight != 0
+    offsets = torch.cat((torch.zeros(1, dtype=torch.int64, device=weight.device), is_nonzero.sum(1).cumsum(0)))
+    columns = is_nonzero.nonzero()[:, 1].to(torch.int32)
+    return PackedWeight(weight[is_nonzero], columns, offsets, (weight.shape[0], weight.shape[1]))
+
+
+def transposed(weight: PackedWeight) -> PackedWeight:
+    """Return the matrix (source, target), its nonzeros row by row again."""
+    order = weight.columns.argsort(stable=True)
+    counts = torch.bincount(weight.columns, minlength=weight.shape[1])
+    offsets = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
+    return PackedWeight(
+        weight.values[order], weight.indices()[order].to(torch.int32), offsets, (weight.shape[1], weight.shape[0])
+    )

@@ -26,7 +26,8 @@ import sparse_circuits as sc
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import PruneError
-from sparse_circuits.masks import MaskRun, learn_masks
+from sparse_circuits.mask_runs import MaskRun
+from sparse_circuits.masks import learn_masks
 from sparse_circuits.pruning import Pruning
 from sparse_circuits.refinement import keep_top
 from sparse_circuits.scoring import calibrated, fit_calibrations, task_loss

@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.masks import MaskRun, learn_masks
+from sparse_circuits.mask_runs import MaskRun
+from sparse_circuits.masks import learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.presets import SMALL

@@ -260,3 +260,57 @@ def test_no_position_looks_ahead():
     k[:, :, 5:] += 1
     v[:, :, 5:] += 1
     torch.testing.assert_close(kernels.sink_attention(q, k, v, torch.zeros(2))[:, :, :5], before[:, :, :5])
+
+
+def _gates(data, n_run, width):
+    gate = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n_run * width, max_size=n_run * width)))
+    return gate.float().view(n_run, width)
+
+
+@given(st.data(), st.integers(1, 300), st.integers(1, 3), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_gated_topk_and_its_gradients_are_the_references(data, width, n_run, one_value_for_all):
+    n_row, n_keep = 2 * n_run, data.draw(st.integers(0, width))
+    finite = st.one_of(st.sampled_from(SPECIAL[:6]), st.floats(-1e3, 1e3, width=32), st.integers(-2, 2).map(float))
+    entries = data.draw(st.lists(finite, min_size=n_row * width, max_size=n_row * width))
+    rows = torch.tensor(entries).view(n_row, 1, width)
+    if data.draw(st.booleans()):  # a part of longer rows, as q, k and v are
+        rows = torch.cat((rows, rows + 1, rows), -1)[..., width : 2 * width]
+    gate, value = _gates(data, n_run, width), torch.randn(1 if one_value_for_all else n_run, width)
+    weight, found = torch.randn(n_row, 1, width), []
+    for version in ("reference", "fastest"):
+        x, g = rows.detach().requires_grad_(), gate.clone().requires_grad_()
+        with kernels.use(version):
+            out = kernels.gated_topk(x, g, value, n_keep)
+        (out * weight).sum().backward()
+        found.append((out.detach(), x.grad, g.grad))
+    (out, by_x, by_gate), (fast, fast_by_x, fast_by_gate) = found
+    assert torch.equal(out, fast)
+    assert torch.equal(by_x, fast_by_x)
+    torch.testing.assert_close(by_gate, fast_by_gate, rtol=1e-4, atol=1e-2)
+
+
+@given(st.data(), st.integers(1, 300))
+@settings(max_examples=100, deadline=None)
+def test_open_gates_leave_abs_topk(data, width):
+    n_keep = data.draw(st.integers(0, width))
+    x = torch.tensor(data.draw(st.lists(ENTRIES, min_size=width, max_size=width))).view(1, 1, width)
+    out = kernels.gated_topk(x, torch.ones(1, width), torch.ones(1, width), n_keep)
+    assert same(out, reference.abs_topk(x, n_keep) + 0.0)
+
+
+def test_the_gates_gradient_is_what_opening_it_does():
+    x, value = torch.tensor([[[3.0, -5.0, 1.0]], [[2.0, 0.5, 4.0]]]), torch.tensor([[10.0, 20.0, 30.0]])
+    gate = torch.tensor([[1.0, 0.0, 0.0]], requires_grad=True)
+    out = kernels.gated_topk(x, gate, value, 2)
+    assert out.tolist() == [[[3.0, 20.0, 30.0]], [[2.0, 20.0, 30.0]]]
+    out.sum().backward()
+    assert gate.grad is not None
+    # Channel 0 is kept in both rows, channel 1 in the first, channel 2 in the second.
+    assert gate.grad.tolist() == [[3 + 2 - 20, -5 + 0 - 40, 0 + 4 - 60]]
+
+
+def test_a_gated_count_out_of_range_is_refused():
+    for version in ("reference", "fastest"):
+        with kernels.use(version), pytest.raises(ValueError, match=r"not in \[0, 5\]"):
+            kernels.gated_topk(torch.randn(2, 1, 5), torch.ones(1, 5), torch.ones(1, 5), 6)

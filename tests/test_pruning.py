@@ -18,21 +18,13 @@ from sparse_circuits.errors import ConfigError, PruneError, TapError, TaskError
 from sparse_circuits.faithfulness import verify
 from sparse_circuits.faithfulness.intervals import estimate
 from sparse_circuits.faithfulness.necessity import matched_sets
-from sparse_circuits.masks import (
-    PRICE_AT_START,
-    PROMOTION,
-    LearnedMask,
-    MaskRun,
-    bytes_of_run,
-    information_left,
-    learn_masks,
-    surrogate_derivative,
-)
+from sparse_circuits.mask_runs import PRICE_AT_START, MaskParameters, MaskRun, step_gates, surrogate_derivative
+from sparse_circuits.masks import PROMOTION, bytes_of_run, information_left, learn_masks
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import LEARNED_SHARES, Pruning, prune
 from sparse_circuits.refinement import Goal, eliminate, keep_top, refine
 from sparse_circuits.scoring import CHANCE, all_logit_differences, logit_difference, task_loss
-from sparse_circuits.taps import reading, replacing
+from sparse_circuits.taps import Gate, reading, replacing
 
 QUICK = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
 
@@ -130,7 +122,7 @@ def test_the_masks_gradient_is_the_removals_effect_times_the_surrogates():
     x = torch.randn(4, 3, 5, requires_grad=True)  # two runs of two rows
     tau = torch.tensor([[0.5, -0.5, 0.0, 0.1, -0.1]]).repeat(2, 1).requires_grad_()
     value, weight = torch.randn(5), torch.randn(4, 3, 5)
-    out = LearnedMask(tau, value.expand(2, -1), temperature=torch.full((2, 1), 0.7), complement=False)(x)
+    out = Gate(step_gates(tau, temperature=torch.full((2, 1), 0.7), complement=False), value[None])(x)
     keep = (tau >= 0).repeat_interleave(2, 0)[:, None]
     torch.testing.assert_close(out, torch.where(keep, x, value))
     (out * weight).sum().backward()
@@ -143,12 +135,38 @@ def test_the_complement_keeps_what_the_circuit_removes_and_pulls_the_other_way()
     x = torch.randn(4, 3, 5, requires_grad=True)  # the circuit's two rows, then its complement's two
     tau = torch.randn(1, 5, requires_grad=True)
     value, weight = torch.randn(5), torch.randn(4, 3, 5)
-    out = LearnedMask(tau, value[None], temperature=torch.ones(1, 1), complement=True)(x)
+    out = Gate(step_gates(tau, temperature=torch.ones(1, 1), complement=True), value[None])(x)
     keep = torch.cat((tau >= 0, tau < 0)).repeat_interleave(2, 0)[:, None]
     torch.testing.assert_close(out, torch.where(keep, x, value))
     (out * weight).sum().backward()
     by_mask = (weight * (x.detach() - value)).unflatten(0, (2, 2)).sum((1, 2))
     torch.testing.assert_close(tau.grad[0], (by_mask[0] - by_mask[1]) * surrogate_derivative(tau.detach()[0], 1.0))
+
+
+def test_a_step_of_all_runs_is_torchs_adamw_on_each():
+    n_step = 5
+    configs = [
+        PruneConfig(n_step=n_step, warmup_frac=0, lr=0.1),
+        PruneConfig(n_step=n_step, warmup_frac=0, lr=0.02, beta2=0.8, weight_decay=0.3),
+    ]
+    space = NodeSpace.of(hand_built_model().config)
+    masks = MaskParameters(space, configs, [torch.Generator().manual_seed(seed) for seed in range(2)])
+    plain = [tau.clone().requires_grad_() for tau in masks.own.detach()]
+    each = [
+        torch.optim.AdamW([tau], lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+        for tau, config in zip(plain, configs, strict=True)
+    ]
+    for step in range(n_step):
+        grads = torch.randn(2, space.n_node)
+        masks.own.grad = grads.clone()
+        masks.step(step, [0.0, 0.0])
+        for tau, adam, config, grad in zip(plain, each, configs, grads, strict=True):
+            tau.grad = grad
+            adam.param_groups[0]["lr"] = config.lr * (n_step - step) / n_step
+            adam.step()
+            with torch.no_grad():
+                tau.clamp_(-1, 1)
+        torch.testing.assert_close(masks.own.detach(), torch.stack(plain).detach())
 
 
 def test_the_surrogate_is_a_quarter_over_the_temperature_at_zero():

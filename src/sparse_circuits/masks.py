@@ -2,29 +2,19 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError
+from sparse_circuits.mask_runs import LearnedCalibration, MaskParameters, MaskRun, Price, step_gates
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.scoring import (
-    CHANCE,
-    MAX_SCALE,
-    MIN_SCALE,
-    all_logit_differences,
-    logit_difference,
-    match_loss,
-    task_loss,
-)
-from sparse_circuits.taps import replacing
+from sparse_circuits.scoring import CHANCE, all_logit_differences, logit_difference, match_loss, task_loss
+from sparse_circuits.taps import Gate, replacing
 from sparse_circuits.tasks.pairs import Pairs
 
 PROMOTION = 10.0
@@ -36,61 +26,6 @@ MEMORY = 2 << 30
 N_TOKEN_AT_ONCE = 8192
 """Tokens of prompts in one pass. Eight runs of 1,024 tokens were twice as fast together as alone, four of 4,096 no
 faster (benchmarks/prune_runs.py); the limit lies between and was not itself tuned."""
-
-CALIBRATION_RATE = 0.03
-"""Adam's rate on scale and shift while masks are learned."""
-
-PRICE_AT_START = 2e-4
-"""Price of a node that the dual variable starts from."""
-
-PRICE_RATE = 0.05
-"""How fast the price follows the loss: its logarithm moves by at most this much a step."""
-
-LOST = 2.0
-"""A run whose price followed the loss and that ends at more than this many times its target has fallen apart."""
-
-LOSS_MEMORY = 0.95
-"""Share that the running mean of the loss, which the price follows, keeps from step to step."""
-
-
-class _StepMask(torch.autograd.Function):
-    """`where(keep, x, value)` with keep = tau >= 0; with `complement` a second half of the runs keeps the others.
-
-    tau's gradient is what the mask's would be, times the sigmoid's derivative.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tau: Tensor, value: Tensor, temperature: Tensor, complement: bool) -> Tensor:
-        keep = _kept(tau, complement)  # (run, channel)
-        value = torch.cat((value, value)) if complement else value
-        runs = x.unflatten(0, (len(keep), -1))  # (run, batch, pos, channel)
-        ctx.save_for_backward(x, tau, value, temperature)
-        ctx.complement = complement
-        offset = torch.where(keep, 0.0, value)[:, None, None]
-        return torch.addcmul(offset, runs, keep.to(x.dtype)[:, None, None]).flatten(0, 1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        x, tau, value, temperature = ctx.saved_tensors
-        keep = _kept(tau, ctx.complement)
-        grad = grads[0].unflatten(0, (len(keep), -1)).flatten(1, 2)  # (run, batch · pos, channel)
-        runs = x.unflatten(0, (len(keep), -1)).flatten(1, 2)
-        by_mask = torch.einsum("rnc,rnc->rc", grad, runs) - grad.sum(1) * value  # (run, channel)
-        if ctx.complement:
-            by_mask = by_mask[: len(tau)] - by_mask[len(tau) :]
-        grad_tau = by_mask * surrogate_derivative(tau, temperature)
-        grad_x = (grad * keep[:, None]).view_as(x) if ctx.needs_input_grad[0] else None
-        return grad_x, grad_tau, None, None, None
-
-
-def _kept(tau: Tensor, complement: bool) -> Tensor:
-    return torch.cat((tau >= 0, tau < 0)) if complement else tau >= 0
-
-
-def surrogate_derivative(tau: Float[Tensor, "..."], temperature: float | Tensor) -> Float[Tensor, "..."]:
-    """Return the derivative of sigmoid(tau / temperature), which stands in for the step's."""
-    s = torch.sigmoid(tau / temperature)
-    return s * (1 - s) / temperature
 
 
 def information_left(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run"]:
@@ -105,43 +40,6 @@ def information_left(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, 
     """
     d = PROMOTION * (difference[..., 0] - difference[..., 1]) / 2
     return ((F.softplus(d) + F.softplus(-d)) / 2 - CHANCE).mean(-1)
-
-
-class LearnedMask:
-    """The edit of one location while its mask is learned."""
-
-    acts_at_each_position = True
-
-    def __init__(
-        self,
-        tau: Float[Tensor, "run channel"],
-        value: Float[Tensor, "run channel"],
-        *,
-        temperature: Float[Tensor, "run 1"],
-        complement: bool,
-    ) -> None:
-        self.tau, self.value, self.temperature, self.complement = tau, value, temperature, complement
-
-    def __call__(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
-        """Apply the masks."""
-        return _StepMask.apply(x, self.tau, self.value, self.temperature, self.complement)  # pyright: ignore
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskRun:
-    """One run of mask learning: what it learns from, and how."""
-
-    fit: Pairs
-    """Prompts to learn on."""
-
-    values: Float[Tensor, " node"]
-    """What a removed node is set to."""
-
-    config: PruneConfig
-    """Rates, price, target, seed."""
-
-    may_shift: bool = True
-    """Whether the calibration has a shift."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,32 +119,24 @@ def _learn_together(
     if any((config.n_step, config.n_pair) != (n_step, n_pair) for config in configs):
         raise ConfigError("runs that are learned together need the same n_step and n_pair")
     generators = [torch.Generator().manual_seed(config.seed) for config in configs]
-    masks = _Masks(space, configs, generators)
+    masks = MaskParameters(space, configs, generators)
     batches = [_endless_batches(run.fit, n_pair, g) for run, g in zip(runs, generators, strict=True)]
-    calibration, price = _Calibration(runs), _Price(configs)
+    calibration, price = LearnedCalibration(runs), Price(configs)
     targets = [all_logit_differences(model, run.fit)[0] if run.config.goal == "model" else None for run in runs]
-    values = space.split(torch.stack([run.values for run in runs]))
-    temperature = torch.tensor([[config.temperature] for config in configs])
     necessity = torch.tensor([config.necessity_coefficient for config in configs])
     with_complement = bool(necessity.any())
+    ablated = space.split(torch.stack([run.values for run in runs]).repeat(1 + with_complement, 1))
     history: list[list[dict[str, float]]] = [[] for _ in runs]
     with _frozen(model):
         for step in range(n_step):
-            edits = {
-                name: LearnedMask(tau, values[name], temperature=temperature, complement=with_complement)
-                for name, tau in space.split(masks.tau()).items()
-            }
+            gates = step_gates(masks.tau(), temperature=masks.temperature, complement=with_complement)
+            edits = {name: Gate(gate, ablated[name]) for name, gate in space.split(gates).items()}
             chosen = [next(b) for b in batches]
             pairs = Pairs.join([run.fit.take(index) for run, index in zip(runs, chosen, strict=True)])
             with replacing(model, edits):
                 difference = logit_difference(model, pairs, n_run=1 + with_complement)
             difference = difference.unflatten(1, (len(runs), -1))  # (circuit and complement, run, pair, 2)
-            losses = torch.stack(
-                [
-                    task_loss(given) if wanted is None else match_loss(given, wanted[index])
-                    for given, wanted, index in zip(calibration(difference[0]), targets, chosen, strict=True)
-                ]
-            )
+            losses = _losses(calibration(difference[0]), targets, chosen)
             objective = losses.sum()
             if with_complement:
                 objective = objective + (necessity * information_left(difference[1])).sum()
@@ -267,125 +157,14 @@ def _learn_together(
     return LearnedMasks(tau=masks.ranks(price.is_lost()), history=history)
 
 
-class _Masks:
-    """The parameters of all runs: their optimizer, each at its own rates, and what they were."""
-
-    def __init__(self, space: NodeSpace, configs: list[PruneConfig], generators: list[torch.Generator]) -> None:
-        self.configs = configs
-        self.own = [_initial(space, config, g) for config, g in zip(configs, generators, strict=True)]
-        self.owner = [_owner(space, config) for config in configs]
-        self.excluded = torch.stack([_marked(space, config.exclude) for config in configs])
-        groups = [
-            {"params": [tau], "lr": config.lr, "betas": (0.9, config.beta2), "weight_decay": config.weight_decay}
-            for tau, config in zip(self.own, configs, strict=True)
-        ]
-        self.adam = torch.optim.AdamW(groups, fused=True)
-        self.last_good = self.tau().detach()
-        self.last_kept = torch.zeros_like(self.last_good)
-
-    def tau(self) -> Float[Tensor, "run node"]:
-        """Return every node's parameter; gradients flow to the one that it is tied to."""
-        return torch.stack([own[index] for own, index in zip(self.own, self.owner, strict=True)])
-
-    def step(self, step: int, prices: list[float]) -> None:
-        """Add the price of nodes to the gradients, and take a step."""
-        for own, index, cost, config in zip(self.own, self.owner, prices, self.configs, strict=True):
-            assert own.grad is not None
-            slope = surrogate_derivative(own.detach(), config.temperature)
-            own.grad += cost * slope * torch.bincount(index, minlength=len(own))
-        for group, config in zip(self.adam.param_groups, self.configs, strict=True):
-            group["lr"] = config.lr * _rate_at(step, config)
-        self.adam.step()
-        self.adam.zero_grad()
-        with torch.no_grad():
-            for own, out in zip(self.own, self.excluded, strict=True):
-                own.clamp_(-1, 1).masked_fill_(out, -1)
-
-    @torch.no_grad()
-    def remember(self, step: int, is_good: Bool[Tensor, " run"]) -> None:
-        """Note when each node was last kept, and the parameters of the runs that are at their target."""
-        tau = self.tau()
-        self.last_good = torch.where(is_good[:, None], tau, self.last_good)
-        self.last_kept = torch.where(tau >= 0, step + 1, self.last_kept)
-
-    @torch.no_grad()
-    def ranks(self, is_lost: Bool[Tensor, " run"]) -> Float[Tensor, "run node"]:
-        """Return what `LearnedMasks.tau` holds.
-
-        A run that fell apart has no gradient to come back by: its last parameters that reached the target count.
-        """
-        tau = torch.where(is_lost[:, None], self.last_good, self.tau())
-        tau = torch.where(tau >= 0, tau, -2 + self.last_kept / self.configs[0].n_step)
-        return tau.masked_fill(self.excluded, -torch.inf)
-
-
-class _Calibration:
-    """Scale and shift of each run, learned along with the masks."""
-
-    def __init__(self, runs: Sequence[MaskRun]) -> None:
-        self.log_scale = torch.zeros(len(runs), requires_grad=True)
-        self.shift = torch.zeros(len(runs), requires_grad=True)
-        self.is_free = torch.tensor([run.config.calibrates and run.config.goal == "labels" for run in runs])
-        self.may_shift = self.is_free & torch.tensor([run.may_shift for run in runs])
-        self.adam = torch.optim.Adam([self.log_scale, self.shift], lr=CALIBRATION_RATE)
-
-    def __call__(self, difference: Float[Tensor, "run pair 2"]) -> Float[Tensor, "run pair 2"]:
-        return difference * self.log_scale.exp()[:, None, None] + self.shift[:, None, None]
-
-    def step(self) -> None:
-        self.adam.step()
-        self.adam.zero_grad()
-        with torch.no_grad():
-            self.log_scale.clamp_(math.log(MIN_SCALE), math.log(MAX_SCALE)).mul_(self.is_free)
-            self.shift.mul_(self.may_shift)
-
-    def scales(self) -> list[float]:
-        return self.log_scale.detach().exp().tolist()
-
-
-class _Price:
-    """Price of a node in each run: fixed, or a dual variable that drives the loss to the target."""
-
-    def __init__(self, configs: list[PruneConfig]) -> None:
-        self.target = torch.tensor([config.target_loss for config in configs])
-        self.is_fixed = [config.count_coefficient is not None for config in configs]
-        self.now = [PRICE_AT_START if c.count_coefficient is None else c.count_coefficient for c in configs]
-        self.mean_loss = self.target  # as if it were met: what the loss was before anything is learned says nothing
-
-    def follow(self, losses: Float[Tensor, " run"]) -> None:
-        self.mean_loss = torch.lerp(losses, self.mean_loss, LOSS_MEMORY)
-        for run, distance in enumerate((1 - self.mean_loss / self.target).clamp(-1, 1).tolist()):
-            if not self.is_fixed[run]:
-                self.now[run] *= math.exp(PRICE_RATE * distance)
-
-    def is_met(self) -> Bool[Tensor, " run"]:
-        return self.mean_loss <= self.target
-
-    def is_lost(self) -> Bool[Tensor, " run"]:
-        return (self.mean_loss > LOST * self.target) & ~torch.tensor(self.is_fixed)
-
-
-def _initial(space: NodeSpace, config: PruneConfig, generator: torch.Generator) -> Float[Tensor, " node"]:
-    noise = torch.randn(space.n_node, generator=generator)
-    tau = (config.init_bias + config.init_noise * noise).clamp(-1, 1)
-    return tau.masked_fill_(_marked(space, config.exclude), -1).requires_grad_()
-
-
-def _marked(space: NodeSpace, names: Sequence[str]) -> Bool[Tensor, " node"]:
-    marked = torch.zeros(space.n_node, dtype=torch.bool)
-    marked[[space.index(name) for name in names]] = True
-    return marked
-
-
-def _owner(space: NodeSpace, config: PruneConfig) -> Int[Tensor, " node"]:
-    """Return whose parameter decides each node: its own, or for a key channel that is tied the query's."""
-    owner = torch.arange(space.n_node)
-    if config.ties_query_and_key:
-        parts = dict(space.slices())
-        for name, part in parts.items():
-            if name.endswith("attn.k"):
-                owner[part] = owner[parts[name[:-1] + "q"]]
-    return owner
+def _losses(
+    given: Float[Tensor, "run pair 2"], targets: Sequence[Tensor | None], chosen: Sequence[Int[Tensor, " pair"]]
+) -> Float[Tensor, " run"]:
+    """Return each run's task loss, or against its targets on the chosen pairs the loss that its goal asks for."""
+    if all(wanted is None for wanted in targets):
+        return task_loss(given)
+    each = zip(given, targets, chosen, strict=True)
+    return torch.stack([task_loss(d) if wanted is None else match_loss(d, wanted[index]) for d, wanted, index in each])
 
 
 @contextlib.contextmanager
@@ -398,13 +177,6 @@ def _frozen(model: Transformer) -> Iterator[None]:
     finally:
         for parameter, trainable in zip(model.parameters(), was_trainable, strict=True):
             parameter.requires_grad_(trainable)
-
-
-def _rate_at(step: int, config: PruneConfig) -> float:
-    warmup = config.warmup_frac * config.n_step
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return (config.n_step - step) / (config.n_step - warmup)
 
 
 def _endless_batches(pairs: Pairs, n_pair: int, generator: torch.Generator) -> Iterator[Int[Tensor, " chosen"]]:

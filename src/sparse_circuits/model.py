@@ -100,8 +100,7 @@ class AbsTopK(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
         """Thin `x` out, if this site does."""
-        x = self.before(x)
-        return self.after(x if self.n_keep is None else kernels.abs_topk(x, self.n_keep))
+        return self.after(self.before(x), self.n_keep)
 
 
 class Read(nn.Module):

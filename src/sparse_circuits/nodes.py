@@ -41,7 +41,7 @@ class NodeSpace:
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Return each location's part of the last axis."""
-        return {name: vector[..., part] for name, part in self.slices()}
+        return dict(zip(self.widths, vector.split(list(self.widths.values()), -1), strict=True))
 
     def join(self, parts: dict[str, Tensor]) -> Tensor:
         """Return the vector made of each location's part."""

@@ -13,7 +13,8 @@ from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import PruneError
-from sparse_circuits.masks import LearnedMasks, MaskRun, learn_masks
+from sparse_circuits.mask_runs import MaskRun
+from sparse_circuits.masks import LearnedMasks, learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.refinement import Goal, loss_at_sizes, refine, scan_sizes
 from sparse_circuits.runlog import RunLog, say

@@ -9,10 +9,10 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sparse_circuits import kernels
 from sparse_circuits.errors import TapError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,34 +30,47 @@ class Tap(nn.Module):
         self.edits: tuple[Edit, ...] = ()
         self.readers: tuple[Callable[[Tensor], None], ...] = ()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pass `x` on, through the edits; readers see what flows on."""
-        for edit in self.edits:
+    def forward(self, x: Tensor, n_keep: int | None = None) -> Tensor:
+        """Pass `x` on, thinned out by AbsTopK if `n_keep` is given, through the edits; readers see what flows on."""
+        edits = self.edits
+        if n_keep is not None:
+            if edits and isinstance(edits[0], Gate):
+                x, edits = edits[0].after_topk(x, n_keep), edits[1:]
+            else:
+                x = kernels.abs_topk(x, n_keep)
+        for edit in edits:
             x = edit(x)
         for read in self.readers:
             read(x)
         return x
 
 
-class NodeMask:
-    """An edit that keeps some channels and sets the others to a constant: `where(keep, x, value)`.
+class Gate:
+    """An edit that lets some channels pass and sets the others to a constant: gate · x + (1 − gate) · ablated.
 
-    The batch may hold several runs one after the other, each with its own mask.
+    The batch may hold several runs one after the other, each with its own gates; these are 0 or 1, and have a gradient.
     """
 
     acts_at_each_position = True
 
-    def __init__(self, keep: Bool[Tensor, "run channel"], value: Float[Tensor, " channel"]) -> None:
-        self.keep = keep
-        self.value = value
-        # As a product and a sum, which is several times faster than a broadcast `where`.
-        self._factor = keep.to(value.dtype)[:, None, None]
-        self._offset = torch.where(keep, 0.0, value)[:, None, None]
+    def __init__(self, gate: Float[Tensor, "run channel"], ablated: Float[Tensor, "#run channel"]) -> None:
+        self.gate, self.ablated = gate, ablated
 
     def __call__(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
-        """Apply the masks; `batch` is a multiple of `run`."""
-        runs = x.unflatten(0, (len(self.keep), -1))  # (run, batch of a run, pos, channel)
-        return torch.addcmul(self._offset, runs, self._factor).flatten(0, 1)
+        """Apply the gates; `batch` is a multiple of `run`."""
+        return self.after_topk(x, x.shape[-1])
+
+    def after_topk(self, x: Float[Tensor, "batch pos channel"], n_keep: int) -> Float[Tensor, "batch pos channel"]:
+        """Thin `x` out by AbsTopK and apply the gates, in one pass."""
+        return kernels.gated_topk(x, self.gate, self.ablated, n_keep)
+
+
+class NodeMask(Gate):
+    """The gates that keep some channels and set the others to a constant: `where(keep, x, value)`."""
+
+    def __init__(self, keep: Bool[Tensor, "run channel"], value: Float[Tensor, " channel"]) -> None:
+        super().__init__(keep.to(value.dtype), value[None])
+        self.keep, self.value = keep, value
 
 
 @dataclasses.dataclass(frozen=True)

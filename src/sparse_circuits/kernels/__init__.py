@@ -13,7 +13,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.kernels import cpu, reference
+from sparse_circuits.kernels import cpu, cpu_gate, reference
 from sparse_circuits.kernels import packed as _packed
 from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
@@ -41,6 +41,18 @@ def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "
     """Keep the `n_keep` entries of largest magnitude in each vector; see `reference.abs_topk`."""
     _check_count(n_keep, x.shape[-1])
     return _for_topk(x).abs_topk(x, n_keep)
+
+
+def gated_topk(
+    x: Float[Tensor, "batch pos channel"],
+    gate: Float[Tensor, "run channel"],
+    value: Float[Tensor, "#run channel"],
+    n_keep: int,
+) -> Float[Tensor, "batch pos channel"]:
+    """Thin vectors out and set what is not let through to its value; see `reference.gated_topk`."""
+    _check_count(n_keep, x.shape[-1])
+    version = cpu_gate if not _forced_reference and cpu_gate.can_gated_topk(x, gate, value) else reference
+    return version.gated_topk(x, gate, value, n_keep)
 
 
 def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, "*batch channel"]:

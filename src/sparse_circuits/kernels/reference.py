@@ -42,6 +42,28 @@ def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "
     return torch.where(top_k_mask(x, n_keep), x, 0.0)
 
 
+def gated_topk(
+    x: Float[Tensor, "batch pos channel"],
+    gate: Float[Tensor, "run channel"],
+    value: Float[Tensor, "#run channel"],
+    n_keep: int,
+) -> Float[Tensor, "batch pos channel"]:
+    """Thin vectors out, then let channels through or set them to a value: gate · abs_topk(x) + (1 − gate) · value.
+
+    A gate is 0 or 1; its gradient is that of this line.
+
+    Args:
+        x: Runs one after the other along `batch`, equally many rows each.
+        gate: For each run, which channels pass.
+        value: What the others are set to, one for each run or one for all.
+        n_keep: See `abs_topk`.
+    """
+    runs = abs_topk(x, n_keep).unflatten(0, (len(gate), -1))  # (run, batch of a run, pos, channel)
+    n_time = len(gate) // len(value)
+    gate, value = gate[:, None, None], value.repeat(n_time, 1)[:, None, None]
+    return (gate * runs + (1 - gate) * value).flatten(0, 1)
+
+
 def attention_pattern(
     q: Float[Tensor, "batch head query d_head"],
     k: Float[Tensor, "batch head pos d_head"],

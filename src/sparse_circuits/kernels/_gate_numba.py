@@ -1,0 +1,154 @@
+"""The loops of `kernels.gate`, compiled by Numba at the first import and cached on disk."""
+
+import numba
+import numpy as np
+from numba import boolean, float32, float64, int32, int64, prange, uint32, void
+
+from sparse_circuits.kernels._cpu_numba import MAGNITUDE, _threshold, set_threads
+
+__all__ = ["backward", "forward", "set_threads"]
+
+INFINITY = np.int32(0x7F800000)
+
+ROWS_AT_ONCE = 64
+"""Rows that one thread takes at a time."""
+
+N_TRIAL = 24
+"""Trials of the quick search; what it has not settled then, such as ties, goes to the exact one."""
+
+
+@numba.njit("UniTuple(float64, 3)(float32[::1], int32[::1])", cache=True, fastmath={"reassoc", "nsz"})
+def _measured(row, magnitudes):
+    """Write a row's magnitudes, as bits; return the largest (as bits), how many are above zero, and their sum."""
+    bits, values = row.view(np.uint32), magnitudes.view(np.float32)
+    for i in range(magnitudes.size):
+        magnitudes[i] = np.int32(bits[i] & MAGNITUDE)
+    largest, n_above, total = np.int32(0), np.uint32(0), np.float32(0)
+    for i in range(magnitudes.size):
+        largest = max(largest, magnitudes[i])
+        n_above += np.uint32(magnitudes[i] > 0)
+        total += values[i]
+    return float64(largest), float64(n_above), float64(total)
+
+
+@numba.njit(uint32(int32[::1], int32), cache=True)
+def _count(magnitudes, threshold):
+    n_above = np.uint32(0)
+    for i in range(magnitudes.size):
+        n_above += np.uint32(magnitudes[i] >= threshold)
+    return n_above
+
+
+@numba.njit(int32(float32[::1], int64, int32[::1]), cache=True, error_model="numpy")
+def _row_threshold(row, n_keep, magnitudes):
+    """Write a row's magnitudes; return a t, as bits, that `n_keep` of them are at or above, or more if some are at it.
+
+    The first trial is the value that has the share in an exponential distribution of this mean. The next ones lie where
+    the logarithm of the count, between what is known, would be right.
+    """
+    size = row.size
+    largest, n_low, total = _measured(row, magnitudes)
+    if n_keep == 0:
+        return np.int32(0x7FFFFFFF)
+    if n_low <= n_keep:
+        return np.int32(0)
+    if largest < INFINITY:
+        value = np.empty(1, dtype=np.float32)
+        bits = value.view(np.int32)
+        bits[0] = np.int32(largest)
+        low, high, n_high = 0.0, float64(value[0]), 1.0
+        trial = min(-np.log(n_keep / size) * total / size, 0.9 * high)
+        for i in range(N_TRIAL):
+            value[0] = np.float32(trial)
+            n_above = float64(_count(magnitudes, bits[0]))
+            if n_above == n_keep:
+                return bits[0]
+            if n_above > n_keep:
+                low, n_low = trial, n_above
+            else:
+                high, n_high = trial, max(n_above, 0.5)
+            share = (n_low - n_keep) * (n_low + n_high) / ((n_low - n_high) * (n_low + n_keep))
+            trial = low + (high - low) * (0.5 if i % 4 == 3 else min(max(share, 0.02), 0.98))
+    return np.int32(_threshold(row.view(np.uint32), n_keep))
+
+
+@numba.njit(
+    int64(int32[::1], int32, float32[::1], float32[::1], float32[::1], float32[::1], boolean[::1]),
+    cache=True,
+)
+def _write(magnitudes, threshold, row, gate, offset, out, keep):
+    """Write what is at or above the threshold, gated, and return how many those are."""
+    n_kept = np.uint32(0)
+    for i in range(row.size):
+        is_kept = magnitudes[i] >= threshold
+        keep[i] = is_kept
+        out[i] = (row[i] if is_kept else np.float32(0)) * gate[i] + offset[i]
+        n_kept += np.uint32(is_kept)
+    return int64(n_kept)
+
+
+@numba.njit(
+    void(float32[::1], int64, int64, int64, float32[:, ::1], float32[:, ::1], float32[:, ::1], boolean[:, ::1]),
+    cache=True,
+    parallel=True,
+)
+def forward(x, stride, rows_of_run, n_keep, gate, offset, out, keep):
+    """Thin each row out and gate it; rows start `stride` apart in `x`."""
+    n_row, width = out.shape
+    for block in prange(-(-n_row // ROWS_AT_ONCE)):
+        magnitudes = np.empty(width, dtype=np.int32)
+        for r in range(block * ROWS_AT_ONCE, min(n_row, (block + 1) * ROWS_AT_ONCE)):
+            run = r // rows_of_run
+            row = x[r * stride : r * stride + width]
+            threshold = np.int32(0)
+            if n_keep < width:
+                threshold = _row_threshold(row, n_keep, magnitudes)
+            else:
+                magnitudes[:] = 0
+            n_extra = _write(magnitudes, threshold, row, gate[run], offset[run], out[r], keep[r]) - n_keep
+            i = width - 1
+            while n_extra > 0:  # ties at the threshold: the last ones go
+                if keep[r, i] and magnitudes[i] == threshold:
+                    keep[r, i] = False
+                    out[r, i] = offset[run, i]
+                    n_extra -= 1
+                i -= 1
+
+
+@numba.njit(
+    void(float32[::1], float32[::1], boolean[::1], float32[::1], float32[::1], float32[::1], float32[::1]),
+    cache=True,
+)
+def _write_gradients(grad, row, keep, gate, value, grad_x, by_gate):
+    for i in range(grad.size):
+        is_kept = keep[i]
+        by_gate[i] += grad[i] * ((row[i] if is_kept else np.float32(0)) - value[i])
+        grad_x[i] = grad[i] * gate[i] if is_kept else np.float32(0)
+
+
+@numba.njit(
+    void(
+        float32[:, ::1],
+        float32[::1],
+        int64,
+        int64,
+        boolean[:, ::1],
+        float32[:, ::1],
+        float32[:, ::1],
+        float32[:, ::1],
+        float32[:, :, ::1],
+    ),
+    cache=True,
+    parallel=True,
+)
+def backward(grad, x, stride, rows_of_run, keep, gate, value, grad_x, by_gate):
+    """Send the gradient to `x`, and add what each gate gets to `by_gate`, (run, part of its rows, channel)."""
+    n_run, n_part, width = by_gate.shape
+    part_size = -(-rows_of_run // n_part)
+    for job in prange(n_run * n_part):
+        run, part = job // n_part, job % n_part
+        start = run * rows_of_run
+        for r in range(start + part * part_size, start + min(rows_of_run, (part + 1) * part_size)):
+            row = x[r * stride : r * stride + width]
+            ablated = value[run % value.shape[0]]
+            _write_gradients(grad[r], row, keep[r], gate[run], ablated, grad_x[r], by_gate[run, part])

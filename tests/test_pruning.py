@@ -280,6 +280,28 @@ def test_candidates_side_by_side_have_the_losses_of_each_alone():
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_streams_that_are_remembered_give_the_differences_of_a_fresh_start():
+    model, pairs = random_model(), random_pairs(40)
+    n_node = NodeSpace.of(model.config).n_node
+    generator = torch.Generator().manual_seed(1)
+    fresh = Evaluator(model=model, pairs=pairs, values=torch.randn(n_node, generator=generator), may_shift=True)
+    keep = torch.rand(n_node, generator=generator) < 0.7
+    space = EdgeSpace.of(edges_between(model, keep))
+    fresh = dataclasses.replace(fresh, edges=space)
+    keep = torch.cat((keep, torch.ones(space.n_edge, dtype=torch.bool)))
+    remembering = dataclasses.replace(fresh)
+    items = fresh.removable(keep).nonzero().flatten()
+    base = keep
+    for step in range(12):  # one alone, then some at once, from bases that were candidates before, and from others
+        chosen = items[torch.randperm(len(items), generator=generator)[:3]]
+        candidates = fresh.without_each(base, chosen)
+        asked = candidates[:1] if step % 2 else candidates
+        expected = torch.cat([dataclasses.replace(fresh).differences(one[None]) for one in asked])
+        torch.testing.assert_close(remembering.differences(asked, base=base), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(remembering.differences(asked[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+        base = candidates[0] if step % 3 else keep
+
+
 def test_elimination_never_leaves_the_goal_and_only_removes():
     model, task = hand_built_model(), hand_built_task()
     space = NodeSpace.of(model.config)

@@ -19,8 +19,11 @@ from sparse_circuits.tasks.pairs import Pairs
 N_SIDE_BY_SIDE = 8
 """Candidates that run in one pass."""
 
-N_ROW = 256
-"""Prompts in one pass, those of all candidates together."""
+N_PAIR = 16
+"""Pairs in one pass."""
+
+KNOWN_BYTES = 256 << 20
+"""Most memory that the residual streams of one candidate may take, to be kept for the next ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,17 @@ class Evaluator:
         wanted = None if self.wanted is None else self.wanted[chosen]
         return dataclasses.replace(self, pairs=self.pairs.take(chosen), wanted=wanted)
 
+    def on_part(self, n_pair: int) -> "Evaluator":
+        """Return the same on some `n_pair` pairs, evenly spread; always the same object, for it remembers streams."""
+        step = max(1, len(self.pairs) // n_pair)
+        if step not in self._smaller:
+            self._smaller[step] = self.on(torch.arange(0, len(self.pairs), step))
+        return self._smaller[step]
+
+    @functools.cached_property
+    def _smaller(self) -> dict[int, "Evaluator"]:
+        return {}
+
     def removable(self, keep: Bool[Tensor, " item"]) -> Bool[Tensor, " item"]:
         """Mark the items that a candidate can lose: its nodes, and its edges between them."""
         nodes = keep[: self.n_node]
@@ -93,25 +107,25 @@ class Evaluator:
 
         Args:
             keep: The candidates.
-            base: A mask that they mostly agree with: what comes before the first difference runs once for all.
+            base: A mask that they mostly agree with. What comes before the first difference runs once for all, and not
+                even once for a base that was the last one, or the last candidate that came alone.
         """
-        n_site = 2 * self.model.config.n_layer
-        base = None if len(keep) == 1 else base
-        first = torch.zeros(len(keep), dtype=torch.long) if base is None else self._first_difference(keep, base)
+        if len(keep) == 1:
+            return self._differences_alone(keep[0], base)[None]
+        first = torch.zeros(len(keep), dtype=torch.long) if base is None else self._first_differences(keep, base)
         out = torch.empty(len(keep), len(self.pairs), 2)
-        n_pair = max(1, N_ROW // (2 * min(len(keep), N_SIDE_BY_SIDE)))
-        for index in self.pairs.length.argsort(descending=True, stable=True).split(n_pair):
+        shared = self._streams(base)
+        for index, streams in zip(self._parts, shared, strict=True):
             part = self.pairs.take(index)
-            stream = self.model.embed(part.tokens.flatten(0, 1))
-            for site in range(n_site + 1):
-                here = (first == site).nonzero().flatten()
-                for runs in here.split(N_SIDE_BY_SIDE) if len(here) else ():
+            if base is not None:
+                self._extend(streams, base, part, int(first.max()))
+            for site in first.unique().tolist():
+                for runs in (first == site).nonzero().flatten().split(N_SIDE_BY_SIDE):
                     with self._applied(keep[runs]):
-                        found = logit_difference(self.model, part, n_run=len(runs), stream=(site, stream))
+                        found = logit_difference(self.model, part, n_run=len(runs), stream=(site, streams[site]))
                     out[runs[:, None], index] = found
-                if base is not None and (first > site).any():
-                    with self._applied(base[None]):
-                        stream = self.model.run(stream, site, site + 1, at=(part.length - 1).repeat_interleave(2))
+        if base is not None:
+            self._remember({_key(base): shared})
         return out
 
     def losses(
@@ -124,7 +138,52 @@ class Evaluator:
         fitted = fit_calibrations(difference, may_shift=self.may_shift)
         return task_loss(calibrated(difference, fitted))
 
-    def _first_difference(self, keep: Tensor, base: Tensor) -> Int[Tensor, " run"]:
+    @functools.cached_property
+    def _parts(self) -> tuple[Int[Tensor, " pair"], ...]:
+        """Pairs of alike length that go through the model together, longest first."""
+        return self.pairs.length.argsort(descending=True, stable=True).split(N_PAIR)
+
+    @functools.cached_property
+    def _known(self) -> dict[bytes, list[list[Tensor]]]:
+        """By candidate and part, the residual stream at sites 0, 1, …, as far as it is known."""
+        return {}
+
+    def _streams(self, keep: Bool[Tensor, " item"] | None) -> list[list[Tensor]]:
+        """Return what is known of a candidate's streams; the first site's always is."""
+        if keep is not None and _key(keep) in self._known:
+            return self._known[_key(keep)]
+        return [[self.model.embed(self.pairs.take(index).tokens.flatten(0, 1))] for index in self._parts]
+
+    def _extend(self, streams: list[Tensor], keep: Bool[Tensor, " item"], part: Pairs, site: int) -> None:
+        """Run a candidate's streams up to a site."""
+        if len(streams) <= site:
+            with self._applied(keep[None]):
+                for start in range(len(streams) - 1, site):
+                    at = (part.length - 1).repeat_interleave(2)
+                    streams.append(self.model.run(streams[start], start, start + 1, at=at))
+
+    def _remember(self, known: dict[bytes, list[list[Tensor]]]) -> None:
+        """Keep these streams and forget all others."""
+        self._known.clear()
+        n_bytes = 8 * int(self.pairs.length.sum()) * self.model.config.d_model * 2 * self.model.config.n_layer
+        if n_bytes <= KNOWN_BYTES:
+            self._known.update(known)
+
+    def _differences_alone(self, keep: Bool[Tensor, " item"], base: Bool[Tensor, " item"] | None) -> Tensor:
+        known, shared = self._known.get(_key(keep)), self._streams(base)
+        first = 0 if base is None else int(self._first_differences(keep[None], base))
+        out, own = torch.empty(len(self.pairs), 2), []
+        for number, index in enumerate(self._parts):
+            part = self.pairs.take(index)
+            if known is None and base is not None:
+                self._extend(shared[number], base, part, first)
+            own.append(shared[number][: first + 1] if known is None else known[number])
+            self._extend(own[-1], keep, part, 2 * self.model.config.n_layer)
+            out[index] = logit_difference(self.model, part, stream=(len(own[-1]) - 1, own[-1][-1]))[0]
+        self._remember({_key(keep): own} if base is None else {_key(base): shared, _key(keep): own})
+        return out
+
+    def _first_differences(self, keep: Tensor, base: Tensor) -> Int[Tensor, " run"]:
         """Return the first sublayer in which each candidate differs from the base; the last site if none."""
         space = NodeSpace.of(self.model.config)
         first = torch.full((len(keep),), 2 * self.model.config.n_layer)
@@ -143,3 +202,7 @@ class Evaluator:
         cuts = self.edges.cuts(keep[:, self.n_node :], space.split(self.values))
         with cutting(self.model, cuts), replacing(self.model, space.masks(keep[:, : self.n_node], self.values)):
             yield
+
+
+def _key(keep: Bool[Tensor, " item"]) -> bytes:
+    return keep.numpy().tobytes()

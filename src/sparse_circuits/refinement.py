@@ -70,11 +70,7 @@ class Goal:
 
     def on_part(self, n_pair: int = N_RANKING_PAIR) -> "Goal":
         """Return the same goal on some `n_pair` pairs."""
-        parts = {}
-        for name, evaluator in (("evaluator", self.evaluator), ("without", self.without)):
-            step = max(1, len(evaluator.pairs) // n_pair)
-            parts[name] = evaluator.on(torch.arange(0, len(evaluator.pairs), step))
-        return dataclasses.replace(self, **parts)
+        return dataclasses.replace(self, evaluator=self.evaluator.on_part(n_pair), without=self.without.on_part(n_pair))
 
     def on_part_of(self, keep: Bool[Tensor, " item"]) -> "Goal":
         """Return the goal on a part, its target moved so that candidate and `keep` differ there by as much as they may.
@@ -265,15 +261,20 @@ def eliminate_alone(
         items = evaluator.removable(keep).nonzero().flatten()
         losses = part.evaluator.losses(evaluator.without_each(keep, items), base=keep)
         likely = items[losses <= part.target_loss + HOPELESS * goal.target_loss]
-        likely = likely[goal.judge(evaluator.without_each(keep, likely), base=keep)[1]] if len(likely) else likely
-        n_before = len(rounds)
-        for item in likely:
+        tried = evaluator.without_each(keep, likely) if len(likely) else keep[None][:0]
+        on_whole, passed = goal.judge(tried, base=keep) if len(likely) else (losses[:0], losses[:0] > 0)
+        n_before, judged_with = len(rounds), keep
+        for item, loss in zip(likely[passed], on_whole[passed], strict=True):
             left = evaluator.without(keep, item[None])
-            loss, passed = goal.judge(left[None], base=keep)
-            if passed and left[: evaluator.n_node].any():
-                keep = left
-                rounds.append(_record(goal, keep, item[None], float(loss)))
-                on_round(rounds[-1])
+            if not left[: evaluator.n_node].any():
+                continue
+            if keep is not judged_with:
+                loss, still = goal.judge(left[None], base=keep)
+                if not still:
+                    continue
+            keep = left
+            rounds.append(_record(goal, keep, item[None], float(loss)))
+            on_round(rounds[-1])
         if len(rounds) == n_before:
             names = evaluator.names(evaluator.removable(keep))
             return keep, rounds, dict(zip(names, losses.tolist(), strict=True))

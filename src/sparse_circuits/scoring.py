@@ -146,8 +146,12 @@ def fit_calibrations(difference: Float[Tensor, "run pair 2"], *, may_shift: bool
             free = torch.tensor([not is_scale_fixed, may_shift], dtype=torch.double)
             hessian = hessian * free * free[:, None] + torch.diag(1e-4 * free + (1 - free))
             step = torch.linalg.solve(hessian, grad * free).clamp(-1, 1)
-            scale, shift = scale - step[:, 0], shift - step[:, 1]
-            scale = torch.minimum(torch.maximum(scale, MIN_SCALE * width), MAX_SCALE * width)
+            before, scale, shift = scale, scale - step[:, 0], shift - step[:, 1]
+            held = torch.minimum(torch.maximum(scale, MIN_SCALE * width), MAX_SCALE * width)
+            moved = torch.stack(((held - before).abs(), step[:, 1].abs()))
+            scale = held
+            if float(moved.max()) < 1e-9:
+                break
     scale = scale / width
     return torch.stack((scale, shift - scale * centre), -1).float()
 

@@ -13,6 +13,9 @@ INFINITY = np.int32(0x7F800000)
 ROWS_AT_ONCE = 64
 """Rows that one thread takes at a time."""
 
+N_FEW = 8
+"""Open gates up to which each one's rank is counted, in place of a search for the threshold."""
+
 N_TRIAL = 24
 """Trials of the quick search; what it has not settled then, such as ties, goes to the exact one."""
 
@@ -110,6 +113,70 @@ def forward(x, stride, rows_of_run, n_keep, gate, offset, out, keep):
             while n_extra > 0:  # ties at the threshold: the last ones go
                 if keep[r, i] and magnitudes[i] == threshold:
                     keep[r, i] = False
+                    out[r, i] = offset[run, i]
+                    n_extra -= 1
+                i -= 1
+
+
+@numba.njit(int64(int32[::1], int32, float32[::1], float32[::1], float32[::1], float32[::1]), cache=True)
+def _write_alone(magnitudes, threshold, row, gate, offset, out):
+    """Do as `_write`, but for which were kept."""
+    n_kept = np.uint32(0)
+    for i in range(row.size):
+        is_kept = magnitudes[i] >= threshold
+        out[i] = (row[i] if is_kept else np.float32(0)) * gate[i] + offset[i]
+        n_kept += np.uint32(is_kept)
+    return int64(n_kept)
+
+
+@numba.njit(boolean(int32[::1], int64, int64), cache=True)
+def _is_among(magnitudes, place, n_keep):
+    """Say whether an entry is among the `n_keep` largest, ties going to the lower index."""
+    its = magnitudes[place]
+    n_before = np.uint32(0)
+    for i in range(magnitudes.size):
+        n_before += np.uint32(magnitudes[i] > its)
+    for i in range(place):
+        n_before += np.uint32(magnitudes[i] == its)
+    return n_before < n_keep
+
+
+@numba.njit(
+    void(
+        float32[::1], int64, int64, int64, float32[:, ::1], float32[:, ::1], int64[::1], int64[:, ::1], float32[:, ::1]
+    ),
+    cache=True,
+    parallel=True,
+)
+def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_first, out):
+    """Do as `forward` where no gradient is asked for: what stands behind a closed gate need not be known.
+
+    `n_open` says how many gates of each run are open, and `open_first` lists each run's channels, the open ones first.
+    """
+    n_row, width = out.shape
+    for block in prange(-(-n_row // ROWS_AT_ONCE)):
+        magnitudes = np.empty(width, dtype=np.int32)
+        for r in range(block * ROWS_AT_ONCE, min(n_row, (block + 1) * ROWS_AT_ONCE)):
+            run = r // rows_of_run
+            row = x[r * stride : r * stride + width]
+            if n_open[run] <= N_FEW:
+                out[r] = offset[run]
+                if n_open[run] > 0:
+                    _measured(row, magnitudes)
+                for i in range(n_open[run]):
+                    channel = open_first[run, i]
+                    is_kept = _is_among(magnitudes, channel, n_keep)
+                    out[r, channel] += row[channel] * gate[run, channel] if is_kept else np.float32(0)
+                continue
+            threshold = np.int32(0)
+            if n_keep < width:
+                threshold = _row_threshold(row, n_keep, magnitudes)
+            else:
+                magnitudes[:] = 0
+            n_extra = _write_alone(magnitudes, threshold, row, gate[run], offset[run], out[r]) - n_keep
+            i = width - 1
+            while n_extra > 0:
+                if magnitudes[i] == threshold:
                     out[r, i] = offset[run, i]
                     n_extra -= 1
                 i -= 1

@@ -40,15 +40,21 @@ def gated_topk(
     """Thin `x` out and set what is not let through to its value; see `reference.gated_topk`."""
     if not 0 <= n_keep <= x.shape[-1]:
         raise ValueError(f"n_keep {n_keep} is not in [0, {x.shape[-1]}]")
-    return _GatedTopK.apply(x, gate, value, n_keep)  # pyright: ignore[reportReturnType]
+    if torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad):
+        return _GatedTopK.apply(x, gate, value, n_keep)  # pyright: ignore[reportReturnType]
+    x, gate, out = _in_rows(x), gate.detach().contiguous(), torch.empty(x.shape)
+    is_open = gate != 0
+    open_first = is_open.byte().argsort(descending=True, stable=True)
+    offset = ((1 - gate) * value.detach()).contiguous()
+    which = (is_open.sum(1).numpy(), open_first.numpy(), _flat(out))
+    _threads().forward_alone(*_rows(x, len(gate)), n_keep, gate.numpy(), offset.numpy(), *which)
+    return out
 
 
 class _GatedTopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, value: Tensor, n_keep: int) -> Tensor:
-        width = x.shape[-1]
-        is_in_rows = x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1) and x.stride(1) >= width
-        x = x.detach() if is_in_rows else x.detach().contiguous()
+        x = _in_rows(x)
         gate, value = gate.detach().contiguous(), value.detach().contiguous()
         out, keep = x.new_empty(x.shape), torch.empty(x.shape, dtype=torch.bool)
         _threads().forward(
@@ -65,6 +71,12 @@ class _GatedTopK(torch.autograd.Function):
         arguments = (_flat(keep), gate.numpy(), value.numpy(), _flat(grad_x), by_gate.numpy())
         _threads().backward(grad, *_rows(x, len(gate)), *arguments)
         return grad_x, by_gate.sum(1), None, None
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """Return x (batch, pos, channel), copied if its rows do not lie at equal distances, such as those of q, k and v."""
+    is_in_rows = x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1) and x.stride(1) >= x.shape[-1]
+    return x.detach() if is_in_rows else x.detach().contiguous()
 
 
 def _rows(x: Tensor, n_run: int) -> tuple[Any, int, int]:

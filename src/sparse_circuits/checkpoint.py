@@ -33,13 +33,27 @@ def model_hash(model: Transformer) -> str:
     config = model.config.to_json()
     del config["bigram_trains_last_row"]  # matters in training alone
     digest = hashlib.sha256(sha256_of_json(config).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, (shape, places, values) in sorted(_nonzeros(model).items()):
+        digest.update(f"{name}{shape}".encode())
+        digest.update(places.astype("<i8").tobytes())
+        digest.update(values.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _nonzeros(model: Transformer) -> dict[str, tuple[tuple[int, ...], np.ndarray, np.ndarray]]:
+    """Return shape, flat places and values of each tensor's nonzeros, packed ones included."""
+    found = {}
+    for name, tensor in model.state_dict().items():
         flat = tensor.detach().cpu().float().flatten().numpy()
         places = np.flatnonzero(flat)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(places.astype("<i8").tobytes())
-        digest.update(flat[places].astype("<f4").tobytes())
-    return digest.hexdigest()
+        found[name] = (tuple(tensor.shape), places, flat[places])
+    for name, module in model.named_modules():
+        packed = getattr(module, "packed", None)
+        if packed is not None:
+            packed = packed.to("cpu")
+            places = (packed.indices() * packed.shape[1] + packed.columns.long()).numpy()
+            found[f"{name}.weight"] = (packed.shape, places, packed.values.numpy())
+    return found
 
 
 def save_model(model: Transformer, path: Path, *, weights: Literal["packed", "plain"] = "packed") -> None:
@@ -96,26 +110,40 @@ def pack(array: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+PARTS = ("values", "columns", "offsets")
+"""What a packed matrix is stored as."""
+
+
+def check_packed(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...], where: str) -> None:
+    """Refuse parts that make no matrix of a shape.
+
+    Raises:
+        FormatError: A part is missing, or the parts don't fit each other or the shape.
+    """
+    try:
+        values, columns, offsets = (arrays[f"{name}.{part}"] for part in PARTS)
+    except KeyError as error:
+        raise FormatError(f"{where}: has no tensor {error.args[0]}") from None
+    is_whole = (
+        len(offsets) == shape[0] + 1
+        and int(offsets[0]) == 0
+        and len(values) == len(columns) == int(offsets[-1])
+        and bool((np.diff(offsets.astype(np.int64)) >= 0).all())
+        and (len(columns) == 0 or int(columns.max()) < shape[1])
+    )
+    if not is_whole:
+        raise FormatError(f"{where}: the parts of {name} don't make a matrix of shape {shape}")
+
+
 def unpack(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...], where: str) -> np.ndarray:
     """Return the matrix that `pack` took apart.
 
     Raises:
         FormatError: A part is missing, or the parts don't fit each other or the shape.
     """
-    try:
-        values, columns, offsets = (arrays[f"{name}.{part}"] for part in ("values", "columns", "offsets"))
-    except KeyError as error:
-        raise FormatError(f"{where}: has no tensor {error.args[0]}") from None
+    check_packed(arrays, name, shape, where)
+    values, columns, offsets = (arrays[f"{name}.{part}"] for part in PARTS)
     counts = np.diff(offsets.astype(np.int64))
-    is_whole = (
-        len(offsets) == shape[0] + 1
-        and int(offsets[0]) == 0
-        and len(values) == len(columns) == int(offsets[-1])
-        and (counts >= 0).all()
-        and (len(columns) == 0 or int(columns.max()) < shape[1])
-    )
-    if not is_whole:
-        raise FormatError(f"{where}: the parts of {name} don't make a matrix of shape {shape}")
     array = np.zeros(shape, dtype=values.dtype)
     array[np.repeat(np.arange(shape[0]), counts), columns] = values
     return array

@@ -56,7 +56,7 @@ class Linear(nn.Linear):
 
     def rows(self, chosen: Int[Tensor, "batch answer"]) -> Float[Tensor, "batch answer source"]:
         """Return some rows of the weight."""
-        return self.weight[chosen] if self.packed is None else self.packed.rows(chosen)
+        return self.packed.rows(chosen) if self.packed and self.weight is None else self.weight[chosen]
 
 
 def _map_by_run(
@@ -204,22 +204,22 @@ class Block(nn.Module):
 
 
 class LayerCache:
-    """Keys and values of one layer's earlier positions, for generation."""
+    """Keys and values of one layer's earlier positions, for generation: without gradients."""
 
     def __init__(self) -> None:
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
+        self.n_pos = 0
+        self._stored: Tensor | None = None  # (2, batch, room, d_attn): keys, then values; room doubles when it is short
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add new positions and return all, each (batch, pos, d_attn)."""
-        self.k = k if self.k is None else torch.cat((self.k, k), 1)
-        self.v = v if self.v is None else torch.cat((self.v, v), 1)
-        return self.k, self.v
-
-    @property
-    def n_pos(self) -> int:
-        """Positions stored."""
-        return 0 if self.k is None else self.k.shape[1]
+        before, self.n_pos = self.n_pos, self.n_pos + k.shape[1]
+        if self._stored is None or self.n_pos > self._stored.shape[2]:
+            grown = k.new_empty(2, k.shape[0], max(self.n_pos, 2 * before), k.shape[2])
+            if self._stored is not None:
+                grown[:, :, :before] = self._stored[:, :, :before]
+            self._stored = grown
+        self._stored[0, :, before : self.n_pos], self._stored[1, :, before : self.n_pos] = k, v
+        return self._stored[0, :, : self.n_pos], self._stored[1, :, : self.n_pos]
 
 
 class Transformer(nn.Module):

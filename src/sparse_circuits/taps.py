@@ -158,12 +158,14 @@ def cutting(model: "Transformer", cuts: Mapping[str, EdgeCut]) -> Iterator[None]
         cuts: By linear map: `0.attn.qkv`, `0.attn.out`, `0.mlp.fc_in`, `0.mlp.fc_out`, …
 
     Raises:
-        TapError: A name is not that of a linear map, or a cut is not of its weight's shape.
+        TapError: A name is not that of a linear map, a cut is not of its weight's shape, or the model is packed.
     """
     linears = model.linears()
     for name, cut in cuts.items():
         if name not in linears:
             raise TapError(f"no linear map is called {name!r}{did_you_mean(name, linears)}")
+        if linears[name].weight is None:
+            raise TapError(f"{name} is packed, so its edges can't be cut; load the model with packed=False")
         if cut.keep.shape[-2:] != linears[name].weight.shape:
             raise TapError(
                 f"the cut of {name} has shape {tuple(cut.keep.shape)}, its weight {tuple(linears[name].weight.shape)}"

@@ -97,7 +97,7 @@ def packed_linear_blocks(x, values, columns, offsets, bias, out):
 @numba.njit(
     void(float32[:, ::1], float32[::1], int32[::1], int64[::1], float32[::1], float32[:, ::1]),
     cache=True,
-    fastmath={"contract", "reassoc"},
+    fastmath={"contract"},
 )
 def packed_linear_few(x, values, columns, offsets, bias, out):
     """Map a few vectors, one after the other."""

@@ -192,7 +192,7 @@ def transposed(weight: PackedWeight) -> PackedWeight:
         torch.empty(weight.shape[1] + 1, dtype=torch.int64),
         (weight.shape[1], weight.shape[0]),
     )
-    _packed().transpose_packed(*_arrays(weight), *_arrays(turned))
+    _packed().transpose_packed(*weight.arrays, *turned.arrays)
     return turned
 
 
@@ -227,14 +227,10 @@ def _map(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     rows = x.detach().contiguous().view(-1, weight.shape[1])
     out = torch.empty(len(rows), weight.shape[0])
     start = torch.zeros(weight.shape[0]) if bias is None else bias.detach().contiguous()
-    arguments = (rows.numpy(), *_arrays(weight), start.numpy(), out.numpy())
+    arguments = (rows.numpy(), *weight.arrays, start.numpy(), out.numpy())
     if len(rows) <= _N_FEW:
         _packed().packed_linear_few(*arguments)
     else:
         _topk().set_threads(torch.get_num_threads())
         _packed().packed_linear_blocks(*arguments)
     return out.view(*x.shape[:-1], weight.shape[0])
-
-
-def _arrays(weight: PackedWeight) -> tuple[Any, Any, Any]:
-    return weight.values.numpy(), weight.columns.numpy(), weight.offsets.numpy()

@@ -1,6 +1,8 @@
 """A sparse matrix without its zeros, row by row."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +24,11 @@ class PackedWeight:
 
     shape: tuple[int, int]
     """Targets and sources."""
+
+    @functools.cached_property
+    def arrays(self) -> tuple[Any, Any, Any]:
+        """Values, columns and offsets as NumPy arrays that share their memory; on the CPU."""
+        return self.values.numpy(), self.columns.numpy(), self.offsets.numpy()
 
     def indices(self) -> Int[Tensor, " nonzero"]:
         """Return the target of each nonzero, int64."""

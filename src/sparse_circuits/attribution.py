@@ -15,15 +15,27 @@ N_STEP = 8
 
 
 class _Dimmed:
-    """The edit m · x + (1 − m) · value, with a mask m that has a gradient."""
+    """The edit m · x + (1 − m) · value, with a mask m that has a gradient: one for all prompts, or one a prompt."""
 
     acts_at_each_position = True
 
-    def __init__(self, mask: Float[Tensor, " channel"], value: Float[Tensor, " channel"]) -> None:
-        self.mask, self.value = mask, value
+    def __init__(self, mask: Float[Tensor, "#batch channel"], value: Float[Tensor, " channel"]) -> None:
+        self.mask, self.value = mask[:, None], value
 
     def __call__(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
-        return torch.lerp(self.value, x, self.mask)
+        return torch.lerp(self.value.expand_as(x), x, self.mask)
+
+
+def _gradients(
+    model: Transformer, pairs: Pairs, mask: Float[Tensor, "row node"], values: Float[Tensor, " node"]
+) -> Float[Tensor, "row node"]:
+    """Return the gradient of the pairs' summed loss by a mask of one row, or of one row for each prompt."""
+    space = NodeSpace.of(model.config)
+    mask.requires_grad_()
+    edits = {name: _Dimmed(mask[:, part], values[part]) for name, part in space.slices()}
+    with replacing(model, edits):
+        loss = pair_loss(logit_difference(model, pairs)[0]).sum()
+    return torch.autograd.grad(loss, mask)[0]
 
 
 def mask_gradient(
@@ -41,14 +53,10 @@ def mask_gradient(
         at: Where between all removed (0) and all kept (1).
         n_pair: Pairs in one pass.
     """
-    space = NodeSpace.of(model.config)
-    mask = torch.full((space.n_node,), at, requires_grad=True)
-    masks, split_values = space.split(mask), space.split(values)
-    total = torch.zeros(space.n_node)
-    with replacing(model, {name: _Dimmed(masks[name], split_values[name]) for name in space.widths}):
-        for part in pairs.batches(n_pair):
-            loss = pair_loss(logit_difference(model, part)[0]).sum() / len(pairs)
-            total += torch.autograd.grad(loss, mask)[0]
+    n_node = NodeSpace.of(model.config).n_node
+    total = torch.zeros(n_node)
+    for part in pairs.batches(n_pair):
+        total += _gradients(model, part, torch.full((1, n_node), at), values)[0] / len(pairs)
     return total
 
 
@@ -66,3 +74,17 @@ def integrated_ranking(
     """
     points = [(i + 0.5) / n_step for i in range(n_step)]
     return -torch.stack([mask_gradient(model, pairs, values, at=point) for point in points]).mean(0)
+
+
+def effect_by_prompt(
+    model: Transformer, pairs: Pairs, values: Float[Tensor, " node"], *, n_pair: int = 32
+) -> Float[Tensor, " node"]:
+    """Return how much each node matters to a prompt, in nats: the mean magnitude of gradient times activation.
+
+    Effects of both signs count, where `gradient_ranking` lets those of one prompt cancel those of another.
+    """
+    n_node = NodeSpace.of(model.config).n_node
+    total = torch.zeros(n_node)
+    for part in pairs.batches(n_pair):
+        total += _gradients(model, part, torch.ones(2 * len(part), n_node), values).abs().sum(0)
+    return total / len(pairs)  # a pair's loss is half the sum of its prompts'

@@ -93,7 +93,7 @@ class MaskParameters:
         owner = torch.stack([_owner(space, config) for config in configs])
         self.owner = owner if any(config.ties_query_and_key for config in configs) else None
         self.n_owned = torch.zeros_like(self.own).scatter_add_(1, owner, torch.ones_like(self.own)).detach()
-        self.excluded = torch.stack([_marked(space, config.exclude) for config in configs])
+        self.excluded = torch.stack([space.marked(config.exclude) for config in configs])
         self.temperature = torch.tensor([[config.temperature] for config in configs])
         self.beta2 = torch.tensor([[config.beta2] for config in configs])
         self.mean, self.square = torch.zeros_like(self.own).detach(), torch.zeros_like(self.own).detach()
@@ -196,13 +196,7 @@ class Price:
 def _initial(space: NodeSpace, config: PruneConfig, generator: torch.Generator) -> Float[Tensor, " node"]:
     noise = torch.randn(space.n_node, generator=generator)
     tau = (config.init_bias + config.init_noise * noise).clamp(-1, 1)
-    return tau.masked_fill_(_marked(space, config.exclude), -1)
-
-
-def _marked(space: NodeSpace, names: Sequence[str]) -> Bool[Tensor, " node"]:
-    marked = torch.zeros(space.n_node, dtype=torch.bool)
-    marked[[space.index(name) for name in names]] = True
-    return marked
+    return tau.masked_fill_(space.marked(config.exclude), -1)
 
 
 def _owner(space: NodeSpace, config: PruneConfig) -> Int[Tensor, " node"]:

@@ -1,7 +1,7 @@
 """Nodes of a model: channels of the eight locations of each layer, in one long vector."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -59,6 +59,12 @@ class NodeSpace:
             for name, part in self.split(keep).items()
             for channel in part.nonzero().flatten().tolist()
         ]
+
+    def marked(self, names: Sequence[str]) -> Bool[Tensor, " node"]:
+        """Mark the nodes of these names."""
+        marked = torch.zeros(self.n_node, dtype=torch.bool)
+        marked[[self.index(name) for name in names]] = True
+        return marked
 
     def index(self, name: str) -> int:
         """Return a node's place in the vector.

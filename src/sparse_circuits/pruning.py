@@ -11,11 +11,13 @@ from torch import Tensor
 from sparse_circuits.ablation import ablation_values
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
+from sparse_circuits.completeness import needed_nodes
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import PruneError
 from sparse_circuits.mask_runs import MaskRun
 from sparse_circuits.masks import LearnedMasks, learn_masks
 from sparse_circuits.model import Transformer
+from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.refinement import Goal, loss_at_sizes, refine, scan_sizes
 from sparse_circuits.runlog import RunLog, say
 from sparse_circuits.scoring import all_logit_differences, fit_calibration, match_loss, r_squared, task_loss
@@ -94,6 +96,7 @@ class Pruning:
             may_shift=not task.answers_vary,
             wanted=self.full if config.goal == "model" else None,
         )
+        self.needed = torch.zeros(self.evaluator.n_node, dtype=torch.bool)
         some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
         self.without = dataclasses.replace(self.evaluator, pairs=Pairs.join([select, fit.take(some)]), wanted=None)
         self.model_loss = float(self.evaluator.losses(torch.ones(1, self.evaluator.n_node, dtype=torch.bool)))
@@ -102,11 +105,21 @@ class Pruning:
                 f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
                 f"{task.name} (select) is {self.model_loss:.6f}, chance 0.693; train longer or raise target_loss"
             )
+        if config.needed_loss is not None:
+            excluded = NodeSpace.of(model.config).marked(config.exclude)
+            self.needed = needed_nodes(self.without, config.needed_loss) & ~excluded
+            self.say(f"{int(self.needed.sum())} nodes that the model can't be without")
 
     def goal(self, max_auroc: float) -> Goal:
         """Return what a circuit must reach, under a limit on AUROC."""
         target = self.config.target_loss * (1 - self.config.margin)
-        return Goal(evaluator=self.evaluator, without=self.without, target_loss=target, max_auroc=max_auroc)
+        return Goal(
+            evaluator=self.evaluator,
+            without=self.without,
+            target_loss=target,
+            max_auroc=max_auroc,
+            needed=self.needed,
+        )
 
     def learn(self, configs: Sequence[PruneConfig], *, share: float = LEARNED_SHARES[0]) -> LearnedMasks:
         """Learn a mask for each of the settings, side by side, with a progress line.

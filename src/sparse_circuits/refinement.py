@@ -42,6 +42,15 @@ class Goal:
     max_auroc: float
     """Most AUROC that the model may have without the circuit, in [0.5, 1]; 1 asks for nothing."""
 
+    needed: Bool[Tensor, " node"]
+    """Nodes that stay in the circuit whatever they do to its loss."""
+
+    def removable(self, keep: Bool[Tensor, " item"]) -> Bool[Tensor, " item"]:
+        """Mark the items that a candidate may lose."""
+        may_go = self.evaluator.removable(keep)
+        may_go[: len(self.needed)] &= ~self.needed
+        return may_go
+
     def judge(
         self, keep: Bool[Tensor, "run item"], *, base: Bool[Tensor, " item"] | None = None
     ) -> tuple[Float[Tensor, " run"], Bool[Tensor, " run"]]:
@@ -90,7 +99,7 @@ def keep_top(tau: Float[Tensor, " node"], sizes: Int[Tensor, " size"]) -> Bool[T
 
 
 def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " node"] | None, list[dict[str, float]]]:
-    """Find the smallest number of top-ranked nodes that reaches the goal.
+    """Find the smallest number of top-ranked nodes that reaches the goal; needed ones stand above all others.
 
     Neither loss nor AUROC is monotone in the size, so sizes are scanned on a geometric grid around the number of
     nodes that were learned, then on a finer one below the smallest that passed. Sizes that pass on a part of the split
@@ -99,8 +108,10 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
     Returns:
         The mask, or None if no size passes, and the curve: size and loss, on the part, of every size tried.
     """
+    tau, n_least = tau.masked_fill(goal.needed, torch.inf), max(1, int(goal.needed.sum()))
     n_learned = max(int((tau >= 0).sum()), 8)
-    grid = (n_learned * torch.logspace(-2, 3, 16, base=2)).round().long().clamp(1, int(tau.isfinite().sum())).unique()
+    grid = (n_learned * torch.logspace(-2, 3, 16, base=2)).round().long()
+    grid = grid.clamp(n_least, int((tau > -torch.inf).sum())).unique()
     curve: list[dict[str, float]] = []
     best: Bool[Tensor, " node"] | None = None
     part = goal.on_part()
@@ -112,7 +123,7 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
         if first is None:
             break
         best = keep[first]
-        below = int(grid[first - 1]) if first else 0
+        below = int(grid[first - 1]) if first else n_least - 1
         grid = torch.linspace(below + 1, int(grid[first]) - 1, 8).round().long().unique()
         grid = grid[(grid > below) & (grid < int(best.sum()))]
         if len(grid) == 0:
@@ -260,7 +271,7 @@ def eliminate_alone(
         part = goal.on_part_of(keep)
         items = evaluator.removable(keep).nonzero().flatten()
         losses = part.evaluator.losses(evaluator.without_each(keep, items), base=keep)
-        likely = items[losses <= part.target_loss + HOPELESS * goal.target_loss]
+        likely = items[goal.removable(keep)[items] & (losses <= part.target_loss + HOPELESS * goal.target_loss)]
         tried = evaluator.without_each(keep, likely) if len(likely) else keep[None][:0]
         on_whole, passed = goal.judge(tried, base=keep) if len(likely) else (losses[:0], losses[:0] > 0)
         n_before, judged_with = len(rounds), keep
@@ -282,7 +293,7 @@ def eliminate_alone(
 
 def _loose_items(part: Goal, keep: Tensor, among: Tensor, generator: torch.Generator | None) -> Int[Tensor, " loose"]:
     """Return the items that could each go alone on the part, the least missed first."""
-    items = (part.evaluator.removable(keep) & among).nonzero().flatten()
+    items = (part.removable(keep) & among).nonzero().flatten()
     if len(items) == 0:
         return items
     without = part.evaluator.without_each(keep, items)

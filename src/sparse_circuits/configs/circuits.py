@@ -24,6 +24,10 @@ class PruneConfig(Config):
     """Refinement keeps the AUROC of the model without the circuit (on select) at or below this where it can; 1 asks for
     nothing."""
 
+    needed_loss: float | None = None
+    """Nodes whose removal alone raises the full model's loss by more than this, in nats, are in the circuit, though it
+    may be enough without them; if left out, only what is enough counts."""
+
     count_coefficient: float | None = None
     """Price of a node in the objective task loss + this · nodes; if left out, a price that follows the loss so that
     this ends at target_loss."""
@@ -88,6 +92,9 @@ class PruneConfig(Config):
     def __post_init__(self) -> None:
         price = self.count_coefficient
         require(price is None or price > 0, f"count_coefficient is {price}, expected above 0")
+        require(
+            self.needed_loss is None or self.needed_loss > 0, f"needed_loss is {self.needed_loss}, expected above 0"
+        )
         for name in ("target_loss", "lr", "temperature"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
         for name in ("n_step", "n_pair", "n_run", "n_order", "n_mean_token"):

@@ -39,11 +39,23 @@ def test_help_names_every_command_and_needs_no_torch():
         "try: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for name in ("demo", "corpus", "audit", "train", "tasks", "prune", "verify", "view", "inspect", "predict"):
+    for name in (
+        "demo",
+        "corpus",
+        "audit",
+        "train",
+        "tasks",
+        "prune",
+        "verify",
+        "view",
+        "inspect",
+        "generate",
+        "predict",
+    ):
         assert name in done.stdout
 
 
-def test_corpus_then_train_then_inspect_then_predict(command, settings_file, tmp_path):
+def test_corpus_then_train_then_inspect_then_generate(command, settings_file, tmp_path):
     corpus = ["corpus", "--out", tmp_path / "c", "--sources", "idioms", "--n-vocab", 512, "--max-token", 20_000]
     code, out, err = command(*corpus, "--n-tokenizer-byte", 100_000)
     assert (code, "idioms: 20," in out, "wrote" in err) == (0, True, True)
@@ -55,7 +67,7 @@ def test_corpus_then_train_then_inspect_then_predict(command, settings_file, tmp
     code, out, _ = command("inspect", run, "--json")
     assert code == 0
     assert json.loads(out)["n_node"] == 16 + 3 * 16 + 16 + 16 + 32 + 16
-    code, out, _ = command("predict", run, "def run(", "--n-token", 3)
+    code, out, _ = command("generate", run, "def run(", "--n-token", 3)
     assert code == 0
     assert out.startswith("def run(")
 

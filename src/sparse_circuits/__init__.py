@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sparse_circuits.configs import PruneConfig as PruneConfig
     from sparse_circuits.configs import SparsityConfig as SparsityConfig
     from sparse_circuits.configs import TrainConfig as TrainConfig
+    from sparse_circuits.configs import VerifyConfig as VerifyConfig
     from sparse_circuits.corpus.shards import Corpus as Corpus
     from sparse_circuits.corpus.shards import build as build_corpus  # noqa: F401
     from sparse_circuits.ensemble import prune_seeds as prune_seeds
@@ -44,6 +45,7 @@ _HOMES = {
     "PruneConfig": "configs",
     "SparsityConfig": "configs",
     "TrainConfig": "configs",
+    "VerifyConfig": "configs",
     "Corpus": "corpus.shards",
     "build_corpus": "corpus.shards",
     "SparseCircuitsError": "errors",

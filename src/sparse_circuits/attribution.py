@@ -14,7 +14,7 @@ N_STEP = 8
 """Points of the path that integrated gradients average over."""
 
 
-class _Dimmed:
+class Dimmed:
     """The edit m · x + (1 − m) · value, with a mask m that has a gradient: one for all prompts, or one a prompt."""
 
     acts_at_each_position = True
@@ -23,6 +23,7 @@ class _Dimmed:
         self.mask, self.value = mask[:, None], value
 
     def __call__(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
+        """Mix with the ablation value."""
         return torch.lerp(self.value.expand_as(x), x, self.mask)
 
 
@@ -32,7 +33,7 @@ def _gradients(
     """Return the gradient of the pairs' summed loss by a mask of one row, or of one row for each prompt."""
     space = NodeSpace.of(model.config)
     mask.requires_grad_()
-    edits = {name: _Dimmed(mask[:, part], values[part]) for name, part in space.slices()}
+    edits = {name: Dimmed(mask[:, part], values[part]) for name, part in space.slices()}
     with replacing(model, edits):
         loss = pair_loss(logit_difference(model, pairs)[0]).sum()
     return torch.autograd.grad(loss, mask)[0]

@@ -133,21 +133,21 @@ class Circuit:
             yield
 
     @contextlib.contextmanager
-    def sealed(self, tokens: Int[Tensor, "batch pos"], *, at: Int[Tensor, " batch"] | None = None) -> Iterator[None]:
+    def sealed(
+        self, tokens: Int[Tensor, "batch pos"], *, at: Int[Tensor, " batch"] | None = None, freezes_norms: bool = True
+    ) -> Iterator[None]:
         """Make the model run as the circuit in the strict reading, on these very tokens and, if given, this `at`.
 
         Every weight that is not an edge carries its source's ablated value, also into channels that only compete in
-        AbsTopK; read channels outside enter AbsTopK at their ablation value; each norm's scale is the full model's.
+        AbsTopK; read channels outside enter AbsTopK at their ablation value; each norm's scale is the full model's,
+        unless `freezes_norms` is False.
         """
-        scales = [name for name in self.model.taps() if name.endswith("norm_scale")]
-        with torch.no_grad(), reading(self.model, *scales) as seen:
-            self.model(tokens, at=at, vocab=tokens[:, :1])
         values = self.space.split(self.values)
         cuts = {name: EdgeCut(edges, source_values(values, name)) for name, edges in self.edges.items()}
         masks = self.space.masks(self.keep[None], self.values)
-        edits: dict[str, Any] = {name: _Frozen(scale) for name, scale in seen.items()} | masks
-        edits |= {f"{name}.before_topk": mask for name, mask in masks.items() if name.endswith("act_in")}
-        with cutting(self.model, cuts), replacing(self.model, edits):
+        edits = masks | {f"{name}.before_topk": mask for name, mask in masks.items() if name.endswith("act_in")}
+        frozen = norms_frozen(self.model, tokens, at=at) if freezes_norms else contextlib.nullcontext()
+        with frozen, cutting(self.model, cuts), replacing(self.model, edits):
             yield
 
     @torch.no_grad()
@@ -286,7 +286,19 @@ class Circuit:
         )
 
 
-class _Frozen:
+@contextlib.contextmanager
+def norms_frozen(
+    model: Transformer, tokens: Int[Tensor, "batch pos"], *, at: Int[Tensor, " batch"] | None = None
+) -> Iterator[None]:
+    """Give every norm the scale that it has in the model as it runs when this is entered, on these tokens."""
+    scales = [name for name in model.taps() if name.endswith("norm_scale")]
+    with torch.no_grad(), reading(model, *scales) as seen:
+        model(tokens, at=at, vocab=tokens[:, :1])
+    with replacing(model, {name: Frozen(scale) for name, scale in seen.items()}):
+        yield
+
+
+class Frozen:
     """An edit that puts a recorded activation in place of whatever comes, recorded at the same positions."""
 
     acts_at_each_position = True
@@ -295,4 +307,5 @@ class _Frozen:
         self.recorded = recorded
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return what was recorded."""
         return self.recorded

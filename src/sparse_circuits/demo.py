@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from sparse_circuits import viewer
 from sparse_circuits.ablation import corpus_means
 from sparse_circuits.circuit import Circuit
-from sparse_circuits.configs import DemoConfig
+from sparse_circuits.configs import DemoConfig, VerifyConfig
 from sparse_circuits.corpus import shards
 from sparse_circuits.errors import ConfigError
 from sparse_circuits.faithfulness import verify
@@ -86,7 +86,8 @@ class Demo:
         if not report.exists():
             with self._timed(f"verify {name}"):
                 circuit = Circuit.load(folder, model)
-                verify(circuit, task, folder=folder, n_set=self.config.n_set, on_step=self._say)
+                quick = VerifyConfig.quick()
+                verify(circuit, task, quick, folder=folder, n_set=self.config.n_set, on_step=self._say)
         viewer.view(folder)
         return read_json(report)
 

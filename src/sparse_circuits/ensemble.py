@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
+from sparse_circuits.faithfulness.selectivity import jaccard
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import prune
@@ -70,12 +69,6 @@ def prune_seeds(
     with written_whole(out / "curves.svg") as temporary:
         temporary.write_text(draw_models({task.name: curves}, target_loss=config.target_loss), encoding="utf-8")
     return found
-
-
-def jaccard(one: Bool[Tensor, " node"], other: Bool[Tensor, " node"]) -> float:
-    """Return how many nodes two circuits share, over how many they have together; 1 if both are empty."""
-    together = int((one | other).sum())
-    return int((one & other).sum()) / together if together else 1.0
 
 
 def table(found: dict[str, Any]) -> str:

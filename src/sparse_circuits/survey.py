@@ -12,15 +12,15 @@ import torch
 from sparse_circuits.attribution import gradient_ranking, integrated_ranking
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.checkpoint import model_hash
-from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.control_models import KINDS, Kind, control_run
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import PruneError, TaskError
 from sparse_circuits.faithfulness.card import BIGRAM_SOLVABLE
-from sparse_circuits.files import is_done, write_json, written_whole
+from sparse_circuits.faithfulness.controls import pruned_or_unreached
+from sparse_circuits.files import write_json, written_whole
 from sparse_circuits.model import Transformer
-from sparse_circuits.pruning import example_pair, prune
+from sparse_circuits.pruning import example_pair
 from sparse_circuits.refinement import loss_at_sizes
 from sparse_circuits.runlog import say
 from sparse_circuits.scoring import accuracy, all_logit_differences, task_loss
@@ -179,7 +179,7 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
         )
     row: dict[str, Any] = {"is_control": task.is_control, "is_bigram_solvable": False}
     started = time.monotonic()
-    circuit = _circuit(model, task, folder, config, progress)
+    circuit = pruned_or_unreached(model, task, folder, config, progress)
     if circuit is None:
         n_node = sum(model.config.node_widths().values())
         return row | {"n_node": n_node, "n_edge": 0, "n_edge_all": 0, "is_reached": False}
@@ -217,21 +217,6 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     }
 
 
-def _circuit(
-    model: Transformer, task: Task, folder: Path, config: PruneConfig, progress: TextIO | None
-) -> Circuit | None:
-    """Return a task's circuit: the one that is there, or a new one; None for a control that can't reach the target."""
-    unreached = folder / "unreached.json"
-    if not is_done(folder) and not unreached.exists():
-        try:
-            prune(model, task, config, progress=progress).save(folder)
-        except PruneError as error:
-            if not task.is_control:
-                raise
-            write_json(unreached, {"task": task.name, "config": config.to_json(), "reason": str(error)})
-    return None if unreached.exists() else Circuit.load(folder, model)
-
-
 def _control_model(
     model: Transformer, kind: Kind, sizes: dict[str, int], out: Path, config: PruneConfig, progress: TextIO | None
 ) -> dict[str, Any]:
@@ -252,7 +237,7 @@ def _control_model(
     n_all, found = sum(model.config.node_widths().values()), {}
     for name in sizes:
         task = dataclasses.replace(make_task(name, model.tokenizer, seed=config.seed), is_control=True)
-        circuit = _circuit(control, task, out / f"{kind}-model" / "circuits" / name, config, progress)
+        circuit = pruned_or_unreached(control, task, out / f"{kind}-model" / "circuits" / name, config, progress)
         found[name] = None if circuit is None else circuit.n_node
         say(progress, f"{name} in the {kind} model: {found[name] or 'target not reached'}")
     ratio = geometric_mean([(n or n_all) / sizes[name] for name, n in found.items()])

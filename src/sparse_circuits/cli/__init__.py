@@ -4,7 +4,7 @@ import sys
 
 import tyro
 
-from sparse_circuits.cli import cut_circuits, train_models
+from sparse_circuits.cli import check_circuits, cut_circuits, train_models
 from sparse_circuits.configs import DemoConfig, TrainConfig
 from sparse_circuits.errors import SparseCircuitsError
 from sparse_circuits.memory import keep_freed_memory
@@ -19,10 +19,10 @@ for command in (
     cut_circuits.prune,
     cut_circuits.search,
     train_models.match,
-    cut_circuits.verify,
+    check_circuits.verify,
     cut_circuits.view,
     train_models.inspect,
-    train_models.predict,
+    train_models.generate,
 ):
     app.command(command)
 

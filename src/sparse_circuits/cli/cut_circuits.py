@@ -1,4 +1,4 @@
-"""Commands about circuits: tasks, prune, search, verify, view."""
+"""Commands that cut circuits out and show them: tasks, prune, search, view."""
 
 import dataclasses
 from pathlib import Path
@@ -131,23 +131,6 @@ def search(
     circuit.save(out)
     tell({"n_node": circuit.n_node, "n_edge": circuit.n_edge, **circuit.losses}, str(circuit), json=json)
     wrote(out)
-
-
-def verify(circuit: CircuitFolder, json: Json = False) -> None:
-    """Test a circuit on prompts that nothing was decided on, and write report.json beside it."""
-    from sparse_circuits.circuit import Circuit
-    from sparse_circuits.faithfulness import verify as check
-
-    opened = Circuit.load(circuit)
-    task = task_for(
-        opened.model,
-        opened.task.get("path") or opened.task["name"],
-        opened.task["seed"],
-        opened.task.get("max_token"),
-    )
-    report = check(opened, task, folder=circuit, on_step=say)
-    tell(report.to_json(), str(report), json=json)
-    wrote(circuit / "report.json")
 
 
 def view(

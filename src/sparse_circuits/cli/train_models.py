@@ -1,4 +1,4 @@
-"""Commands that make models and look at them: corpus, audit, train, match, inspect, predict, and the demo."""
+"""Commands that make models and look at them: corpus, audit, train, match, inspect, generate, and the demo."""
 
 import dataclasses
 from collections.abc import Callable
@@ -122,7 +122,7 @@ def inspect(model: ModelFolder, json: Json = False) -> None:
     tell(told, "\n".join(lines), json=json)
 
 
-def predict(
+def generate(
     model: ModelFolder,
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="Text; \\n stands for a newline.")],
     n_token: Annotated[int, tyro.conf.arg(help="Tokens to continue with, the likeliest each time.")] = 12,

@@ -1,13 +1,17 @@
 """Every setting of the package; needs no torch."""
 
+from sparse_circuits.configs.checks import CHECKS, COSTLY, Check, VerifyConfig
 from sparse_circuits.configs.circuits import MatchConfig, PruneConfig
 from sparse_circuits.configs.demos import DemoConfig
 from sparse_circuits.configs.models import NODE_SITES, STREAM_SITES, ModelConfig
 from sparse_circuits.configs.runs import CorpusConfig, OptimizerConfig, SparsityConfig, TrainConfig
 
 __all__ = [
+    "CHECKS",
+    "COSTLY",
     "NODE_SITES",
     "STREAM_SITES",
+    "Check",
     "CorpusConfig",
     "DemoConfig",
     "MatchConfig",
@@ -16,4 +20,5 @@ __all__ = [
     "PruneConfig",
     "SparsityConfig",
     "TrainConfig",
+    "VerifyConfig",
 ]

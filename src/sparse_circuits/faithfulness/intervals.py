@@ -1,16 +1,19 @@
-"""95 % intervals: bootstrap over templates, then over pairs."""
+"""95 % intervals of means over pairs that come in templates, and of means over a few runs."""
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-N_RESAMPLE = 1000
-"""Resamples of an interval."""
-
 FEW_TEMPLATES = 10
 """With fewer, an interval over templates is rough, and says so."""
+
+CONFIDENCE = 0.95
+"""How often an interval holds the truth."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,11 +23,11 @@ class Estimate:
     value: float
     """The mean."""
 
-    low: float
-    """Lower end of the 95 % interval."""
+    low: float | None
+    """Lower end of the 95 % interval; None where there are too few templates for one."""
 
-    high: float
-    """Upper end."""
+    high: float | None
+    """Upper end; None where there are too few templates."""
 
     n_pair: int
     """Pairs averaged over."""
@@ -33,30 +36,124 @@ class Estimate:
     """Templates that they come from."""
 
     def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f} (no interval: {_count(self.n_template, 'template')})"
         few = "*" if self.n_template < FEW_TEMPLATES else ""
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{few}"
 
 
-def estimate(per_pair: Float[Tensor, " pair"], templates: tuple[str, ...]) -> Estimate:
-    """Return the mean over pairs with its interval.
+def estimate(per_pair: Float[Tensor, " pair"], templates: Sequence[str]) -> Estimate:
+    """Return the mean over pairs with its interval over templates.
 
-    A resample draws templates with replacement, then pairs within each, and averages over all pairs drawn. The draws
-    are the same at every call.
+    The mean is taken again without each template in turn; value ± t · sqrt((n − 1) / n · Σ (meanᵢ − mean of them)²),
+    with n templates and t the 97.5 % quantile of Student's distribution of n − 1 degrees of freedom. Pairs of one
+    template may be as alike as they please. With fewer than two templates there is no interval.
 
     Args:
         per_pair: The quantity for each pair, such as its loss.
         templates: Each pair's template.
+
+    Source: the delete-one-cluster jackknife (CR3 in the survey literature). A bootstrap over templates takes the spread
+    of the few templates drawn for the spread of all and covers too rarely: `benchmarks/interval_coverage.py` compares.
     """
     values = per_pair.detach().double().numpy()
-    names = sorted(set(templates))
-    groups = [np.flatnonzero(np.array(templates) == name) for name in names]
-    rng = np.random.default_rng(0)
-    means = np.empty(N_RESAMPLE)
-    for i in range(N_RESAMPLE):
-        drawn = [groups[g] for g in rng.integers(len(groups), size=len(groups))]
-        index = np.concatenate([group[rng.integers(len(group), size=len(group))] for group in drawn])
-        means[i] = values[index].mean()
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(
-        value=float(values.mean()), low=float(low), high=float(high), n_pair=len(values), n_template=len(names)
-    )
+    names, index = np.unique(np.asarray(templates, dtype=str), return_inverse=True)
+    low = high = None
+    if len(names) > 1:
+        n_pair, total = np.bincount(index), np.bincount(index, weights=values)
+        half = _half_width((total.sum() - total) / (len(values) - n_pair))
+        low, high = float(values.mean() - half), float(values.mean() + half)
+    return Estimate(value=float(values.mean()), low=low, high=high, n_pair=len(values), n_template=len(names))
+
+
+def ratio_estimate(above: Float[Tensor, " pair"], below: Float[Tensor, " pair"], templates: Sequence[str]) -> Estimate:
+    """Return the ratio of two means over pairs, with an interval by the same jackknife as `estimate`.
+
+    Args:
+        above: The quantity on top, for each pair.
+        below: The one below; its mean is not 0.
+        templates: Each pair's template.
+    """
+    names, index = np.unique(np.asarray(templates, dtype=str), return_inverse=True)
+    totals = [np.bincount(index, weights=part.detach().double().numpy()) for part in (above, below)]
+    value = float(totals[0].sum() / totals[1].sum())
+    low = high = None
+    if len(names) > 1:
+        half = _half_width((totals[0].sum() - totals[0]) / (totals[1].sum() - totals[1]))
+        low, high = value - half, value + half
+    return Estimate(value=value, low=low, high=high, n_pair=len(above), n_template=len(names))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A mean over runs, sets or seeds, with the interval of the mean."""
+
+    value: float
+    """The mean, or the geometric mean where that is said."""
+
+    low: float | None
+    """Lower end of the 95 % interval; None of fewer than two."""
+
+    high: float | None
+    """Upper end."""
+
+    n: int
+    """How many were averaged."""
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.2f} (no interval: of {self.n})"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def mean_of(values: Sequence[float]) -> Spread:
+    """Return the mean of independent values with Student's interval."""
+    values = [float(value) for value in values]
+    mean, n = sum(values) / len(values), len(values)
+    if n < 2:
+        return Spread(value=mean, low=None, high=None, n=n)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    half = student_quantile(n - 1) * deviation / math.sqrt(n)
+    return Spread(value=mean, low=mean - half, high=mean + half, n=n)
+
+
+def geometric_mean_of(values: Sequence[float]) -> Spread:
+    """Return the geometric mean of positive values, with Student's interval of their logarithms."""
+    found = mean_of([math.log(value) for value in values])
+    low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
+    return Spread(value=math.exp(found.value), low=low, high=high, n=found.n)
+
+
+@functools.cache
+def student_quantile(n_freedom: int) -> float:
+    """Return t with 95 % of Student's distribution within ±t.
+
+    Args:
+        n_freedom: Degrees of freedom, 1 or more.
+    """
+    low, high = 0.0, 20.0
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _share_within(middle, n_freedom) < CONFIDENCE else (low, middle)
+    return low
+
+
+def _share_within(t: float, n_freedom: int) -> float:
+    """Return the share of Student's distribution within ±t: for whole degrees of freedom it is a finite sum."""
+    angle = math.atan(t / math.sqrt(n_freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    is_odd = n_freedom % 2 == 1
+    term, total = (cosine, cosine if n_freedom > 1 else 0.0) if is_odd else (1.0, 1.0)
+    for k in range(3 if is_odd else 2, n_freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if is_odd else sine * total
+
+
+def _half_width(without_each: Float[np.ndarray, " template"]) -> float:
+    n = len(without_each)
+    return student_quantile(n - 1) * math.sqrt((n - 1) / n * float(np.square(without_each - without_each.mean()).sum()))
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" + ("" if n == 1 else "s")

@@ -1,6 +1,7 @@
 """Does the model need the circuit? The full model with the circuit's nodes at their ablation values."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
+from sparse_circuits.edges import EDGE_ENDS
 from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.faithfulness.subject import part_of
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.scoring import (
     Calibration,
@@ -56,7 +59,7 @@ class Necessity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomSets:
-    """The full model without random sets of nodes outside the circuit, alike in location and activity.
+    """The full model without random sets of nodes outside the circuit, alike in location and in something else.
 
     Each set goes through the same measure as the circuit, refitting included; the losses before it stand beside.
     """
@@ -139,13 +142,42 @@ def matched_sets(
     return sets
 
 
-def random_sets(circuit: Circuit, pairs: Pairs, *, select: Pairs, may_shift: bool, n_set: int = N_SET) -> RandomSets:
-    """Ablate matched random sets in the full model, and refit the calibration for each as `necessity` does."""
-    sets = matched_sets(circuit.keep, activity(circuit, select), circuit.space, n_set=n_set)
+def throughput(circuit: Circuit, active: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
+    """Return each node's magnitude of effect on what follows: mean magnitude times the norm of its outgoing weights.
+
+    Queries, keys and writes have no outgoing weights of their own; there it is the mean magnitude.
+    """
+    found = dict(circuit.space.split(active.clone()))
+    for name, linear in circuit.model.linears().items():
+        layer, kind = name.split(".", 1)
+        found[f"{layer}.{EDGE_ENDS[kind][0]}"] *= linear.weight.detach().norm(dim=0)
+    return circuit.space.join(found)
+
+
+def random_sets(
+    circuit: Circuit,
+    pairs: Pairs,
+    *,
+    select: Pairs,
+    may_shift: bool,
+    n_set: int = N_SET,
+    alike: Callable[[Circuit, Float[Tensor, " node"]], Float[Tensor, " node"]] = lambda _, active: active,
+) -> RandomSets:
+    """Ablate matched random sets in the full model, and refit the calibration for each as `necessity` does.
+
+    Args:
+        circuit: Whose nodes the sets are matched to.
+        pairs: What is measured.
+        select: What each set is calibrated on, and what nodes' activity is taken from.
+        may_shift: Whether a calibration has a shift.
+        n_set: Sets.
+        alike: Given the mean magnitudes of all nodes, what is matched within each location: these, or `throughput`.
+    """
+    sets = matched_sets(circuit.keep, alike(circuit, activity(circuit, select)), circuit.space, n_set=n_set)
     whole = torch.ones(circuit.space.n_node, dtype=torch.bool)
 
     def differences(split: Pairs) -> tuple[Float[Tensor, "set pair 2"], int]:
-        part = split.take(torch.arange(0, len(split), max(1, len(split) // N_SET_PAIR))[:N_SET_PAIR])
+        part = part_of(split, N_SET_PAIR)
         evaluator = Evaluator(model=circuit.model, pairs=part, values=circuit.values, may_shift=may_shift)
         return evaluator.differences(torch.cat((~sets, whole[None])), base=whole), len(part)
 

@@ -1,38 +1,31 @@
-"""All checks of a circuit in one report: `sc.verify`."""
+"""The report of a circuit: every check's result, the verdict, and how both are written for a terminal."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sparse_circuits.checkpoint import model_hash
-from sparse_circuits.circuit import Circuit
-from sparse_circuits.errors import TaskError
-from sparse_circuits.faithfulness.card import TaskCard, task_card
-from sparse_circuits.faithfulness.intervals import FEW_TEMPLATES
-from sparse_circuits.faithfulness.necessity import N_SET, Necessity, RandomSets, activity, necessity, random_sets
-from sparse_circuits.faithfulness.sufficiency import (
-    Differences,
-    Sufficiency,
-    fit_sealed_calibration,
-    measure,
-    sufficiency,
-)
-from sparse_circuits.files import write_json
-from sparse_circuits.scoring import CHANCE, MAX_SCALE
+from sparse_circuits.faithfulness.ablations import Ablations
+from sparse_circuits.faithfulness.agreement import Agreement
+from sparse_circuits.faithfulness.attention import AttentionPatterns
+from sparse_circuits.faithfulness.benchmark import Benchmark
+from sparse_circuits.faithfulness.binarisation import Binarisation
+from sparse_circuits.faithfulness.card import TaskCard
+from sparse_circuits.faithfulness.controls import Controls
+from sparse_circuits.faithfulness.hypothesis import InterchangeInterventions
+from sparse_circuits.faithfulness.interchange import Interchange
+from sparse_circuits.faithfulness.necessity import Necessity, RandomSets
+from sparse_circuits.faithfulness.selectivity import Selectivity
+from sparse_circuits.faithfulness.stored import from_json, to_json
+from sparse_circuits.faithfulness.subsets import SubsetAblation
+from sparse_circuits.faithfulness.sufficiency import Sufficiency
+from sparse_circuits.faithfulness.uniqueness import Uniqueness
+from sparse_circuits.faithfulness.verdict import Finding, verdict_table
+from sparse_circuits.files import read_json, write_json
+from sparse_circuits.scoring import CHANCE
 from sparse_circuits.tables import aligned
-from sparse_circuits.taps import reading
-from sparse_circuits.tasks.pairs import Level, Pairs, Task
 
 FORMAT, VERSION = "sparse-circuits report", 1
-
-LEVELS: tuple[Level, ...] = ("i", "ii")
-"""Levels of the test split, told apart."""
-
-FLAGGED_SCALE = 0.99 * MAX_SCALE
-"""A calibration at the limit would rather be larger, and is said to be at it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,23 +66,107 @@ class Report:
     """On `test`."""
 
     random_sets: RandomSets
-    """On `test`."""
+    """On `test`: sets alike in location and activity."""
+
+    strong_sets: RandomSets | None
+    """On `test`: sets alike in location and in magnitude of effect; see `throughput`."""
 
     card: TaskCard
     """The task."""
 
+    ablations: Ablations | None
+    """Sufficiency under other ablations."""
+
+    subsets: SubsetAblation | None
+    """Subset ablation."""
+
+    selectivity: Selectivity | None
+    """This circuit and those beside it, on each other's tasks and on text."""
+
+    interchange: Interchange | None
+    """Activations swapped with the model's."""
+
+    hypothesis: InterchangeInterventions | None
+    """Interchange interventions against a variable of the user's."""
+
+    attention: AttentionPatterns | None
+    """Attention patterns against the model's."""
+
+    agreement: Agreement | None
+    """Agreement with the model's answers."""
+
+    binarisation: Binarisation | None
+    """Nodes of two values."""
+
+    benchmark: Benchmark | None
+    """Numbers that other work reports."""
+
+    controls: Controls | None
+    """Sizes of controls."""
+
+    uniqueness: Uniqueness | None
+    """Other circuits of the same task."""
+
+    left_out: dict[str, str]
+    """Checks that were not made, and why."""
+
+    verdict: list[Finding]
+    """Each number against its limits."""
+
     notes: list[str]
     """What a reader must know before trusting a number here."""
 
+    seconds: dict[str, float]
+    """What each check took, when it was made."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        shows = {name: sentence(getattr(self, name)) for name in CHECK_FIELDS if getattr(self, name) is not None}
+        return {"format": FORMAT, "version": VERSION, **to_json(self), "shows": shows}
 
     def save(self, path: Path | str) -> None:
         """Write `report.json`."""
         write_json(Path(path), self.to_json())
 
+    @classmethod
+    def load(cls, path: Path | str) -> "Report":
+        """Read what `save` wrote.
+
+        Raises:
+            FormatError: It is no report, or of a newer version.
+        """
+        data = read_json(Path(path), expect=FORMAT, version=VERSION)
+        known = {field.name for field in dataclasses.fields(cls)}
+        empty: dict[str, Any] = dict.fromkeys(known) | {
+            "left_out": {}, "verdict": [], "notes": [], "seconds": {},
+        }  # fmt: skip
+        return from_json(cls, empty | {name: value for name, value in data.items() if name in known})
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the checks that failed."""
+        return [found.check for found in self.verdict if found.status == "failed"]
+
     def __str__(self) -> str:
+        need = self.necessity
+        lines = [
+            f"{self.task}: {self.n_node} nodes of {self.n_node_total:,} ({self.n_node_alive:,} alive on the task, "
+            f"{self.n_node_constant} of the circuit constant), {self.n_edge} edges",
+            f"loss in nats a side, chance {CHANCE:.3f}",
+            *self._splits(),
+            f"model without the circuit, refitted: loss {need.loss}, AUROC {need.auroc:.3f}",
+            *_told_sets("alike in activity", self.random_sets),
+            *(_told_sets("alike in effect", self.strong_sets) if self.strong_sets else ()),
+            *self._details(),
+            "",
+            *verdict_table(self.verdict),
+            "No row is a proof, and no number of passed rows adds up to one; docs/method.md has what each shows.",
+            *(f"left out: {name}: {why}" for name, why in self.left_out.items()),
+            *(f"note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+    def _splits(self) -> list[str]:
         rows = [("", "model", "circuit", "sealed", "accuracy: model", "circuit")]
         for split, found in self.sufficiency.items():
             rows.append(
@@ -102,123 +179,75 @@ class Report:
                     f"{found.circuit.accuracy:.3f}",
                 )
             )
-        table = "\n".join(aligned(rows))
-        need, rand = self.necessity, self.random_sets
-        lines = [
-            f"{self.task}: {self.n_node} nodes of {self.n_node_total:,} ({self.n_node_alive:,} alive on the task, "
-            f"{self.n_node_constant} of the circuit constant), {self.n_edge} edges",
-            f"loss in nats a side, chance {CHANCE:.3f}",
-            table,
-            f"model without the circuit, refitted: loss {need.loss}, AUROC {need.auroc:.3f}",
-            f"{rand.n_set} random sets alike, refitted: loss mean {rand.loss_mean:.3f}, worst {rand.loss_worst:.3f}; "
-            f"before refitting {rand.loss_mean_before_refit:.3f}, {rand.loss_worst_before_refit:.3f} "
-            f"(model {rand.model_loss:.3f} on the same {rand.n_pair} pairs)",
-            *(f"note: {note}" for note in self.notes),
-        ]
-        return "\n".join(lines)
+        return aligned(rows)
 
-
-def verify(
-    circuit: Circuit,
-    task: Task,
-    *,
-    folder: Path | str | None = None,
-    n_set: int = N_SET,
-    on_step: Callable[[str], None] = lambda _: None,
-) -> Report:
-    """Test a circuit on prompts that neither masks nor sizes were chosen on.
-
-    Args:
-        circuit: The circuit.
-        task: The task that it was cut for, or another one of the same splits.
-        folder: The circuit's folder: the reading of `test` is noted in it and `report.json` written.
-        n_set: Random sets.
-        on_step: Called with a sentence before each check.
-
-    Raises:
-        TaskError: The task's prompts are not those that the circuit was cut for.
-    """
-    if circuit.task["hash"] != task.hash:
-        raise TaskError(
-            f"the circuit was cut for {circuit.task['name']} with other prompts ({circuit.task['hash'][:12]}) than "
-            f"these of {task.name} ({task.hash[:12]}); make the task with the same tokenizer, seed and corpus"
-        )
-    select, test, may_shift = task.split("select"), task.split("test"), not task.answers_vary
-    on_step("sufficiency")
-    sealed_calibration = fit_sealed_calibration(circuit, select, may_shift=may_shift)
-    parts = _parts(task)
-    found = {}
-    for name, pairs in parts.items():
-        differences = measure(circuit, pairs)
-        found[name] = sufficiency(circuit, pairs, differences, sealed_calibration=sealed_calibration)
-        if name == "test":
-            for level in LEVELS:
-                index = pairs.index_of_level(level)
-                some = Differences(*(difference[index] for difference in differences))
-                found[f"test {level}"] = sufficiency(
-                    circuit, pairs.take(index), some, sealed_calibration=sealed_calibration
+    def _details(self) -> Iterator[str]:
+        """Yield the tables of the checks that have more than one number."""
+        if self.ablations is not None:
+            kinds = list(self.ablations.losses["resample" if "zero" not in self.ablations.losses else "zero"])
+            rows = [["ablation", *(kind.replace("_", " ") for kind in kinds)]]
+            for how, found in self.ablations.losses.items():
+                cells = [f"{found[kind].value:.3f}" if kind in found else "—" for kind in kinds]
+                rows.append([how.replace("_", " "), *cells])
+            yield from ("", *aligned(rows))
+        if self.subsets is not None:
+            rows = [["share ablated", "random subsets", "worst", "adversary"]]
+            for point in self.subsets.points:
+                adversary = "—" if point.adversary is None else f"{point.adversary.value:.3f}"
+                rows.append(
+                    [f"{point.share:.0%}", f"{point.loss_mean.value:.3f}", f"{point.loss_worst:.3f}", adversary]
                 )
-    on_step("necessity")
-    need = necessity(circuit, test, select=select, may_shift=may_shift)
-    on_step(f"{n_set} random sets")
-    sets = random_sets(circuit, test, select=select, may_shift=not task.answers_vary, n_set=n_set)
-    on_step("the task card")
-    card = task_card(circuit.model, task, circuit.values)
-    report = Report(
-        task=task.name,
-        model_hash=model_hash(circuit.model),
-        n_node=circuit.n_node,
-        n_node_total=circuit.n_node_total,
-        n_node_alive=int((activity(circuit, select) > 0).sum()),
-        n_node_constant=count_constant_nodes(circuit, select),
-        n_edge=circuit.n_edge,
-        n_embedding_edge=circuit.n_embedding_edge(),
-        calibration=dataclasses.asdict(circuit.calibration),
-        sufficiency=found,
-        necessity=need,
-        random_sets=sets,
-        card=card,
-        notes=_notes(circuit, found, card, parts),
+            yield from ("", *aligned(rows))
+        if self.attention is not None and self.attention.heads:
+            rows = [["head", "divergence", "uniform: model", "circuit", ""]]
+            for name, head in self.attention.heads.items():
+                flag = "turned uniform" if name in self.attention.turned_uniform else ""
+                cells = [f"{x:.3f}" for x in (head.divergence, head.uniformity_model, head.uniformity_circuit)]
+                rows.append([name, *cells, flag])
+            yield from ("", *aligned(rows))
+        if self.selectivity is not None and len(self.selectivity.n_node) > 1:
+            tasks = list(self.selectivity.losses["none"])
+            rows = [["ablated \\ loss on", *tasks]]
+            for name, found in self.selectivity.losses.items():
+                rows.append([name, *(f"{found[task].value:.3f}" for task in tasks)])
+            yield from ("", *aligned(rows))
+        if self.hypothesis is not None:
+            hypothesis = self.hypothesis
+            yield from (
+                "",
+                f"{hypothesis.name} exchanged in {len(hypothesis.nodes)} nodes: the answer follows in "
+                f"{hypothesis.accuracy} of the prompts, {hypothesis.accuracy_elsewhere:.3f} with as many other nodes, "
+                f"{hypothesis.accuracy_without:.3f} without any exchange",
+            )
+
+
+CHECK_FIELDS = (
+    "necessity",
+    "random_sets",
+    "ablations",
+    "subsets",
+    "selectivity",
+    "interchange",
+    "hypothesis",
+    "attention",
+    "agreement",
+    "binarisation",
+    "benchmark",
+    "controls",
+    "uniqueness",
+)
+"""Fields of a report whose results say in their docstring what they show."""
+
+
+def sentence(result: object) -> str:
+    """Return what a check's result does and does not show: the second paragraph of its docstring."""
+    paragraphs = (type(result).__doc__ or "").split("\n\n")
+    return " ".join(paragraphs[1 if len(paragraphs) > 1 else 0].split())
+
+
+def _told_sets(what: str, sets: RandomSets) -> Iterator[str]:
+    yield (
+        f"{sets.n_set} random sets {what}, refitted: loss mean {sets.loss_mean:.3f}, worst {sets.loss_worst:.3f}; "
+        f"before refitting {sets.loss_mean_before_refit:.3f}, {sets.loss_worst_before_refit:.3f} "
+        f"(model {sets.model_loss:.3f} on the same {sets.n_pair} pairs)"
     )
-    if folder is not None:
-        circuit.log_test_reading(Path(folder), "verify")
-        report.save(Path(folder) / "report.json")
-    return report
-
-
-@torch.no_grad()
-def count_constant_nodes(circuit: Circuit, pairs: Pairs) -> int:
-    """Count the circuit's nodes whose value is the same at every token of the prompts, in the circuit."""
-    space = circuit.space
-    low = torch.full((space.n_node,), torch.inf)
-    high = -low
-    for part in pairs.batches(128):
-        tokens = part.tokens.flatten(0, 1)
-        is_prompt = torch.arange(tokens.shape[1]) < part.length.repeat_interleave(2)[:, None]
-        with circuit.applied(), reading(circuit.model, *space.widths) as seen:
-            circuit.model.run(circuit.model.embed(tokens))
-        values = space.join({name: seen[name][is_prompt] for name in space.widths})  # (token, node)
-        low, high = torch.minimum(low, values.amin(0)), torch.maximum(high, values.amax(0))
-    return int(((high - low < 1e-6) & circuit.keep).sum())
-
-
-def _parts(task: Task) -> dict[str, Pairs]:
-    """Return the splits that circuits are tested on."""
-    parts = {name: task.splits[name] for name in ("test", "hard", "mined") if name in task.splits}
-    return {name: pairs for name, pairs in parts.items() if len(pairs)}
-
-
-def _notes(circuit: Circuit, found: dict[str, Sufficiency], card: TaskCard, parts: dict[str, Pairs]) -> list[str]:
-    notes = []
-    if circuit.calibration.scale > FLAGGED_SCALE:
-        notes.append(
-            f"the calibration's scale is {circuit.calibration.scale:.1f}: small differences are promoted to answers"
-        )
-    few = [name for name, part in found.items() if part.model.loss.n_template < FEW_TEMPLATES]
-    if few:
-        notes.append(f"* fewer than {FEW_TEMPLATES} templates: the intervals of {', '.join(few)} are rough")
-    if card.is_bigram_solvable:
-        notes.append("bigram-solvable: right too often with every node ablated; leave this task out of means")
-    if "mined" not in parts:
-        notes.append("no mined pairs: no place in the held-out files asks for this behaviour")
-    return notes

@@ -200,6 +200,36 @@ def unseen_templates(behaviour: Behaviour) -> dict[str, Template]:
     return {name: sampler(context) for name, context in UNSEEN.items()}
 
 
+def longer_pairs(
+    behaviour: Behaviour, tokenizer: Tokenizer, *, seed: int, above: int, max_token: int, n_pair: int
+) -> Pairs:
+    """Draw plain pairs of more than `above` tokens: code of other templates stands before the code of the site.
+
+    Args:
+        behaviour: What to sample; its templates are those of `test`, level i.
+        tokenizer: The model's.
+        seed: Decides the pairs.
+        above: Prompts are longer than this.
+        max_token: And at most this long.
+        n_pair: Pairs wanted; fewer are returned if too few fit.
+    """
+    rng = random.Random(f"{behaviour.name}:longer:{seed}")
+    templates = seen_templates(behaviour)
+    dealt = {name: templates[name] for name in list(templates)[3::4]}
+    others = list(IDIOMS.values())
+
+    def source() -> Iterator[TextPair]:
+        for pair in _drawn_pairs(behaviour, dealt, "i", "plain", rng):
+            padding = ""
+            while len(tokenizer.encode(padding + pair.sides[0].prompt)) <= above:
+                padding += rng.choice(others)(rng)
+            first, second = (dataclasses.replace(side, prompt=padding + side.prompt) for side in pair.sides)
+            yield dataclasses.replace(pair, sides=(first, second))
+
+    accept = PairFilter(tokenizer, max_token=max_token, last_token_tells=behaviour.last_token_tells)
+    return collect(source(), accept, n_pair=n_pair, n_try=6 * n_pair)
+
+
 def _drawn_pairs(
     behaviour: Behaviour, templates: dict[str, Template], level: Level, form: Form, rng: random.Random
 ) -> Iterator[TextPair]:

@@ -106,7 +106,8 @@ def _report(view: dict[str, Any]) -> str:
         return "<h2>Not verified yet</h2><p>Run <code>sparse-circuits verify</code> on this circuit.</p>"
 
     def loss(estimate: dict[str, Any]) -> str:
-        return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+        ends = "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+        return f"{estimate['value']:.3f}{ends}"
 
     rows = [
         [

@@ -1,0 +1,97 @@
+"""Commands that put circuits to the test: verify, predict."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sparse_circuits.cli.told import CircuitFolder, Json, corpus_of, say, task_for, tell, wrote
+from sparse_circuits.configs import COSTLY, VerifyConfig
+
+
+def verify(
+    circuit: CircuitFolder,
+    config: Annotated[VerifyConfig, tyro.conf.arg(name="")],
+    quick: Annotated[bool, tyro.conf.arg(help="A first look: fewer checks, on fewer pairs and sets.")] = False,
+    controls: Annotated[
+        bool,
+        tyro.conf.arg(help="Prune nonsense tasks and untrained models too; kept for all circuits of the run."),
+    ] = False,
+    uniqueness: Annotated[
+        bool,
+        tyro.conf.arg(help="Prune from other seeds, and again with the circuit forbidden; kept by the circuit."),
+    ] = False,
+    others: Annotated[
+        bool, tyro.conf.arg(help="Measure the circuits beside this one too, for the selectivity.")
+    ] = True,
+    hypothesis: Annotated[
+        str | None, tyro.conf.arg(help="path/to/file.py:function that says a variable's value for a prompt's text.")
+    ] = None,
+    hypothesis_nodes: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="Nodes that hold the variable; the whole circuit if left out.")
+    ] = (),
+    out: Annotated[
+        Path | None, tyro.conf.arg(help="Folder for the report and what is kept; the circuit's own if left out.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Test a circuit on prompts that nothing was decided on, and write report.json beside it."""
+    from sparse_circuits.circuit import Circuit
+    from sparse_circuits.errors import ConfigError
+    from sparse_circuits.faithfulness import verify as check
+    from sparse_circuits.faithfulness.hypothesis import load_variable
+    from sparse_circuits.runlog import terminal
+
+    variable = None if hypothesis is None else load_variable(hypothesis)
+    if hypothesis_nodes and variable is None:
+        raise ConfigError("--hypothesis-nodes has no effect without --hypothesis")
+    if quick:
+        changed = [
+            f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(VerifyConfig(), f.name)
+        ]
+        if changed:
+            raise ConfigError(f"--quick decides {', '.join(changed)}; give one or the other")
+        config = VerifyConfig.quick()
+    wanted = [name for name, asked in zip(COSTLY, (controls, uniqueness), strict=True) if asked]
+    config = dataclasses.replace(config, checks=(*config.checks, *(n for n in wanted if n not in config.checks)))
+    opened = Circuit.load(circuit)
+    report = check(
+        opened,
+        _task_of(opened),
+        config,
+        folder=out or circuit,
+        others=_beside(circuit, opened) if others and "selectivity" in config.checks else None,
+        corpus=corpus_of(opened.model) if "selectivity" in config.checks else None,
+        hypothesis=variable,
+        hypothesis_nodes=hypothesis_nodes,
+        cache=out,
+        progress=terminal(),
+        on_step=say,
+    )
+    tell(report.to_json(), str(report), json=json)
+    wrote((out or circuit) / "report.json")
+
+
+def _task_of(circuit: Any) -> Any:
+    """Make the task that a circuit was cut for."""
+    task = circuit.task
+    return task_for(circuit.model, task.get("path") or task["name"], task["seed"], task.get("max_token"))
+
+
+def _beside(folder: Path, circuit: Any) -> dict[str, Any]:
+    """Open the other finished circuits in the same folder that are of the same model, with their tasks."""
+    from sparse_circuits.circuit import Circuit
+    from sparse_circuits.errors import SparseCircuitsError
+
+    found = {}
+    for path in sorted(folder.resolve().parent.glob("*/circuit.json")):
+        if path.parent == folder.resolve():
+            continue
+        try:
+            other = Circuit.load(path.parent, circuit.model)
+            if other.task["name"] != circuit.task["name"]:
+                found[other.task["name"]] = (other, _task_of(other))
+        except SparseCircuitsError as error:
+            say(f"left out of the selectivity: {error}")
+    return found

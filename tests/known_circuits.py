@@ -102,9 +102,15 @@ def _task(
     rng = torch.Generator().manual_seed(seed)
     splits = {}
     for split in ("fit", "select", "test", "hard"):
-        length = torch.arange(n_pair) % (longest - shortest + 1) + shortest
+        n_length = longest - shortest + 1
+        length = torch.arange(n_pair) % n_length + shortest
         tokens = torch.full((n_pair, 2, longest), END)
         for i, n in enumerate(length.tolist()):
+            if i // n_length % 2:  # the fillers of the last pair of this length turned round: they are balanced
+                before = tokens[i - n_length]
+                tokens[i] = before.where(before != FILLER, -1).where(before != OTHER, FILLER)
+                tokens[i][tokens[i] == -1] = OTHER
+                continue
             state = rng.get_state()
             for side in (0, 1):
                 rng.set_state(state)  # the same fillers on both sides
@@ -253,7 +259,7 @@ def bias_only(seed: int) -> tuple[Transformer, list[str], Task]:
     for neuron in range(3):
         linears["0.mlp.fc_in"].bias[neuron] = shift + neuron
         linears["0.mlp.fc_out"].weight[10, neuron] = 1.0
-    model.unembedding.weight[X, 10] = 0.2
+    model.unembedding.weight[X, 10] = 0.1
     bystanders(model, seed)
     task = _task("ends with its mark", seed, lambda n, side, rng: [*_fillers(n - 1, rng), (A, B)[side]], 48, 6)
     nodes = [f"0.mlp.post_act:{neuron}" for neuron in range(3)]
@@ -276,7 +282,7 @@ def competing(seed: int) -> tuple[Transformer, list[str], Task]:
     linears["0.mlp.fc_out"].weight[7, 0] = 2.0 + float(torch.rand((), generator=generator))
     linears["0.mlp.fc_in"].bias[1] = 2.0
     linears["0.mlp.fc_out"].weight[6, 1] = 1.0
-    answers_from(model, 6)
+    answers_from(model, 6, 4.0)
     model.unembedding.weight[X, 7], model.unembedding.weight[Y, 7] = -2.0, 2.0
     nodes = ["0.attn.act_in:0", "0.attn.v:0", "0.attn.resid_delta:4", "0.mlp.act_in:4", "0.mlp.post_act:0"]
     return model, [*nodes, "0.mlp.post_act:1", "0.mlp.resid_delta:6"], marked_task(seed)
@@ -297,10 +303,10 @@ def role_changer(seed: int) -> tuple[Transformer, list[str], Task]:
     model = blank()
     embed(model, A=(0, 1.0), B=(0, -1.0), FILLER=(1, 1.0), OTHER=(1, -1.0), END=(3, 1.0))
     qkv, out = model.linears()["0.attn.qkv"].weight, model.linears()["0.attn.out"].weight
-    qkv[16, 0], qkv[16, 1], qkv[17, 0] = 1.5, 4.0, 2.0
+    qkv[16, 0], qkv[16, 1], qkv[17, 0] = 1.5, 9.0, 2.0
     out[8, 0], out[9, 1] = 1.0, 1.0
     answers_from(model, 8, 1.0)
-    answers_from(model, 9, 20.0)
+    answers_from(model, 9, 60.0)
     bystanders(model, seed)
     return model, ["0.attn.act_in:0", "0.attn.v:0", "0.attn.resid_delta:8"], marked_task(seed)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sparse_circuits.errors import SparseCircuitsError as SparseCircuitsError
     from sparse_circuits.examples import example as example
     from sparse_circuits.faithfulness import verify as verify
+    from sparse_circuits.faithfulness.predictions import predict as predict
     from sparse_circuits.loading import load as load
     from sparse_circuits.matching import match as match
     from sparse_circuits.model import Transformer as Transformer
@@ -51,6 +52,7 @@ _HOMES = {
     "SparseCircuitsError": "errors",
     "prune_seeds": "ensemble",
     "example": "examples",
+    "predict": "faithfulness.predictions",
     "verify": "faithfulness",
     "load": "loading",
     "match": "matching",

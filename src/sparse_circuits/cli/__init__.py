@@ -20,6 +20,7 @@ for command in (
     cut_circuits.search,
     train_models.match,
     check_circuits.verify,
+    check_circuits.predict,
     cut_circuits.view,
     train_models.inspect,
     train_models.generate,

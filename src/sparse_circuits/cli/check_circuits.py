@@ -69,6 +69,8 @@ def verify(
         progress=terminal(),
         on_step=say,
     )
+    if out is not None:
+        opened.log_test_reading(circuit, "verify")
     tell(report.to_json(), str(report), json=json)
     wrote((out or circuit) / "report.json")
 
@@ -95,3 +97,41 @@ def _beside(folder: Path, circuit: Any) -> dict[str, Any]:
         except SparseCircuitsError as error:
             say(f"left out of the selectivity: {error}")
     return found
+
+
+def predict(
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="The circuit's task, such as bracket_counting.")],
+    circuit: CircuitFolder,
+    family: Annotated[
+        tuple[Path, ...], tyro.conf.arg(help="Files of pairs whose column template tells members of a family apart.")
+    ] = (),
+    out: Annotated[
+        Path | None, tyro.conf.arg(help="Folder for predictions.json and .svg; the circuit's own if left out.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Predict from a circuit where its model fails, and measure the model there, side by side."""
+    from sparse_circuits.circuit import Circuit
+    from sparse_circuits.errors import TaskError
+    from sparse_circuits.faithfulness.predictions import family_from_file
+    from sparse_circuits.faithfulness.predictions import predict as predicted
+    from sparse_circuits.files import write_json, written_whole
+    from sparse_circuits.viewer.families import draw_families
+
+    opened = Circuit.load(circuit)
+    if opened.task["name"] != task:
+        raise TaskError(f"{circuit} was cut for {opened.task['name']}, not for {task}")
+    families, model = None, opened.model
+    if family:
+        if model.tokenizer is None:
+            raise TaskError("the model has no tokenizer, so prompts can't be given to it")
+        limit = model.config.n_ctx
+        families = {path.stem: family_from_file(path, model.tokenizer, max_token=limit) for path in family}
+    found = predicted(opened, families)
+    folder = out or circuit
+    write_json(folder / "predictions.json", found.to_json())
+    with written_whole(folder / "predictions.svg") as temporary:
+        temporary.write_text(draw_families(found.to_json()), encoding="utf-8")
+    tell(found.to_json(), str(found), json=json)
+    wrote(folder / "predictions.json")
+    wrote(folder / "predictions.svg")

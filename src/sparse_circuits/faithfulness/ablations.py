@@ -12,7 +12,7 @@ from sparse_circuits.ablation import ablation_values
 from sparse_circuits.circuit import Circuit, norms_frozen
 from sparse_circuits.edges import edges_between, source_values
 from sparse_circuits.errors import SparseCircuitsError
-from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
 from sparse_circuits.faithfulness.subject import Subject, Swapped
 from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference, pair_loss
 from sparse_circuits.taps import EdgeCut, cutting, reading, replacing
@@ -66,9 +66,7 @@ def ablations(subject: Subject, *, seed: int = 0) -> Ablations:
             "sealed": lambda tokens, at, other=other: other.sealed(tokens, at=at),
             "sealed_norms_free": lambda tokens, at, other=other: other.sealed(tokens, at=at, freezes_norms=False),
         }
-        losses[how] = {
-            name: estimate(pair_loss(subject.under(under)), subject.test.templates) for name, under in readings.items()
-        }
+        losses[how] = {name: subject.loss_under(under) for name, under in readings.items()}
     losses["resample"] = _resampled(subject, seed)
     return Ablations(losses=losses, left_out=left_out)
 
@@ -99,7 +97,7 @@ def _resampled(subject: Subject, seed: int) -> dict[str, Estimate]:
             for pairs in (subject.select, subject.test)
         ]
         difference = calibrated(parts[1], fit_calibrations(parts[0], may_shift=subject.may_shift))[0]
-        found[name] = estimate(pair_loss(difference), subject.test.templates)
+        found[name] = estimate(pair_loss(difference), subject.test.templates, within=A_LOSS)
     return found
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.faithfulness.intervals import A_LOSS, A_SHARE, Estimate, estimate
 from sparse_circuits.faithfulness.subject import Subject
 from sparse_circuits.scoring import all_logit_differences, pair_loss, r_squared
 from sparse_circuits.tasks import BEHAVIOURS, CONTROLS
@@ -104,12 +104,12 @@ def compare(own: Float[Tensor, "pair 2"], model: Float[Tensor, "pair 2"], pairs:
         r_squared=r_squared(own, model),
         r_squared_within=r_squared(own - own.mean(0), model - model.mean(0)),
         r_squared_contrast=r_squared(_contrast(own), _contrast(model)),
-        same_answer=estimate((model_wrong == own_wrong).double().mean(1), pairs.templates),
+        same_answer=estimate((model_wrong == own_wrong).double().mean(1), pairs.templates, within=A_SHARE),
         n_model_error=n_error,
         error_shared=int((model_wrong & own_wrong).sum()) / n_error if n_error else None,
         error_added=int((own_wrong & ~model_wrong).sum()) / n_right if n_right else 0.0,
-        model_loss=estimate(pair_loss(model), pairs.templates),
-        circuit_loss=estimate(pair_loss(own), pairs.templates),
+        model_loss=estimate(pair_loss(model), pairs.templates, within=A_LOSS),
+        circuit_loss=estimate(pair_loss(own), pairs.templates, within=A_LOSS),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
 from sparse_circuits.faithfulness.subject import Subject
 from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference, pair_loss, task_loss
 from sparse_circuits.taps import reading, replacing
@@ -112,7 +112,9 @@ def binarisation(subject: Subject, *, n_step: int, seed: int = 0) -> Binarisatio
     schedule and rates are ours.
     """
     circuit, steps = subject.circuit, _Binary(subject)
-    before = estimate(pair_loss(subject.under(lambda tokens, at: circuit.applied())), subject.test.templates)
+    before = estimate(
+        pair_loss(subject.under(lambda tokens, at: circuit.applied())), subject.test.templates, within=A_LOSS
+    )
     n_step_node = len(steps.splits)
     if n_step_node == 0:
         counts = {"n_step_node": 0, "n_constant": circuit.n_node}
@@ -134,7 +136,7 @@ def binarisation(subject: Subject, *, n_step: int, seed: int = 0) -> Binarisatio
             yield
 
     return Binarisation(
-        loss=estimate(pair_loss(subject.under(hard)), subject.test.templates),
+        loss=subject.loss_under(hard),
         loss_before=before,
         n_step_node=n_step_node,
         n_constant=circuit.n_node - n_step_node,

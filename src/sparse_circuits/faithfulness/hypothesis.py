@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.errors import TaskError
-from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.faithfulness.intervals import A_SHARE, Estimate, estimate
 from sparse_circuits.faithfulness.subject import Subject, Swapped, recorded
 from sparse_circuits.taps import replacing
 from sparse_circuits.tasks.pairs import Pairs
@@ -88,7 +88,7 @@ def interchange_interventions(
     return InterchangeInterventions(
         name=getattr(variable, "__name__", "variable"),
         nodes=names,
-        accuracy=estimate(right.double(), templates),
+        accuracy=estimate(right.double(), templates, within=A_SHARE),
         accuracy_without=float((_answers_after(circuit, pairs, base, source, None) == wanted).double().mean()),
         accuracy_elsewhere=float((_answers_after(circuit, pairs, base, source, elsewhere) == wanted).double().mean()),
         n_value=len(side_of),

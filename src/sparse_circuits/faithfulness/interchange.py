@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.faithfulness.intervals import Estimate, Spread, estimate, mean_of
+from sparse_circuits.faithfulness.intervals import Estimate, Spread, mean_of
 from sparse_circuits.faithfulness.subject import Subject, Swapped, Under, activations, recorded
-from sparse_circuits.scoring import pair_loss
 from sparse_circuits.taps import replacing
 
 N_HALF = 8
@@ -94,16 +93,15 @@ def interchange(subject: Subject, *, seed: int = 0) -> Interchange:
         if name in by_location
     }
 
-    def loss(under: Under) -> Estimate:
-        return estimate(pair_loss(subject.under(under)), subject.test.templates)
-
     return Interchange(
         unexplained=_ratio(error, spread),
         unexplained_by_location=by_location,
-        loss_model_to_circuit=loss(_model_to_circuit(subject, circuit.keep)),
-        loss_half=mean_of([loss(_model_to_circuit(subject, half)).value for half in halves]),
-        loss_by_location={name: loss(_model_to_circuit(subject, nodes)) for name, nodes in locations.items()},
-        loss_circuit_to_model=loss(_circuit_to_model(subject)),
+        loss_model_to_circuit=subject.loss_under(_model_to_circuit(subject, circuit.keep)),
+        loss_half=mean_of([subject.loss_under(_model_to_circuit(subject, half)).value for half in halves]),
+        loss_by_location={
+            name: subject.loss_under(_model_to_circuit(subject, nodes)) for name, nodes in locations.items()
+        },
+        loss_circuit_to_model=subject.loss_under(_circuit_to_model(subject)),
         roles=dict(zip(names, correlations(in_circuit, in_model), strict=True)),
     )
 

@@ -16,6 +16,16 @@ CONFIDENCE = 0.95
 """How often an interval holds the truth."""
 
 
+FEW_FOR_LOGARITHMS = 4
+"""With fewer templates a loss's interval is not made of logarithms."""
+
+WIDEST = 100.0
+"""Nor if its ends would lie further apart than this factor."""
+
+ANYWHERE, A_LOSS, A_SHARE = (-math.inf, math.inf), (0.0, math.inf), (0.0, 1.0)
+"""What a quantity can be."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean over pairs and how far it can be trusted."""
@@ -42,28 +52,42 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{few}"
 
 
-def estimate(per_pair: Float[Tensor, " pair"], templates: Sequence[str]) -> Estimate:
+def estimate(
+    per_pair: Float[Tensor, " pair"], templates: Sequence[str], *, within: tuple[float, float] = ANYWHERE
+) -> Estimate:
     """Return the mean over pairs with its interval over templates.
 
-    The mean is taken again without each template in turn; value ± t · sqrt((n − 1) / n · Σ (meanᵢ − mean of them)²),
+    The mean is taken again without each template in turn: value ± t · sqrt((n − 1) / n · Σ (meanᵢ − mean of them)²),
     with n templates and t the 97.5 % quantile of Student's distribution of n − 1 degrees of freedom. Pairs of one
     template may be as alike as they please. With fewer than two templates there is no interval.
+
+    A loss has a long upper tail. Its interval is made of logarithms, Σ (log meanᵢ − log value)², with as many templates
+    for t as (Σ pairs)² / Σ pairs² counts, and turned back, unless there are fewer than `FEW_FOR_LOGARITHMS` or it spans
+    more than `WIDEST`.
 
     Args:
         per_pair: The quantity for each pair, such as its loss.
         templates: Each pair's template.
+        within: What the quantity can be: `A_LOSS`, `A_SHARE` or `ANYWHERE`; the interval ends there.
 
-    Source: the delete-one-cluster jackknife (CR3 in the survey literature). A bootstrap over templates takes the spread
-    of the few templates drawn for the spread of all and covers too rarely: `benchmarks/interval_coverage.py` compares.
+    Source: the delete-one-cluster jackknife (CR3 in the survey literature); the logarithms are ours. A bootstrap over
+    templates takes the spread of the few templates drawn for the spread of all and covers too rarely:
+    `benchmarks/interval_coverage.py` compares.
     """
     values = per_pair.detach().double().numpy()
     names, index = np.unique(np.asarray(templates, dtype=str), return_inverse=True)
-    low = high = None
+    value, low, high = float(values.mean()), None, None
     if len(names) > 1:
         n_pair, total = np.bincount(index), np.bincount(index, weights=values)
-        half = _half_width((total.sum() - total) / (len(values) - n_pair))
-        low, high = float(values.mean() - half), float(values.mean() + half)
-    return Estimate(value=float(values.mean()), low=low, high=high, n_pair=len(values), n_template=len(names))
+        without_each = (total.sum() - total) / (len(values) - n_pair)
+        half = _half_width(without_each)
+        low, high = max(value - half, within[0]), min(value + half, within[1])
+        if within == A_LOSS and len(names) >= FEW_FOR_LOGARITHMS and without_each.min() > 0:
+            n_even = int(len(values) ** 2 / np.square(n_pair).sum())  # templates of equal size that tell as much
+            half = _half_width(np.log(without_each), around=math.log(value), n_freedom=max(n_even - 1, 1))
+            if half < math.log(WIDEST) / 2:
+                low, high = value * math.exp(-half), value * math.exp(half)
+    return Estimate(value=value, low=low, high=high, n_pair=len(values), n_template=len(names))
 
 
 def ratio_estimate(above: Float[Tensor, " pair"], below: Float[Tensor, " pair"], templates: Sequence[str]) -> Estimate:
@@ -150,9 +174,13 @@ def _share_within(t: float, n_freedom: int) -> float:
     return 2 / math.pi * (angle + sine * total) if is_odd else sine * total
 
 
-def _half_width(without_each: Float[np.ndarray, " template"]) -> float:
+def _half_width(
+    without_each: Float[np.ndarray, " template"], *, around: float | None = None, n_freedom: int | None = None
+) -> float:
     n = len(without_each)
-    return student_quantile(n - 1) * math.sqrt((n - 1) / n * float(np.square(without_each - without_each.mean()).sum()))
+    middle = without_each.mean() if around is None else around
+    deviation = math.sqrt((n - 1) / n * float(np.square(without_each - middle).sum()))
+    return student_quantile(n_freedom or n - 1) * deviation
 
 
 def _count(n: int, what: str) -> str:

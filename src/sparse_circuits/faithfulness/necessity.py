@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.edges import EDGE_ENDS
-from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
 from sparse_circuits.faithfulness.subject import part_of
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.scoring import (
@@ -97,7 +97,7 @@ def necessity(circuit: Circuit, pairs: Pairs, *, select: Pairs, may_shift: bool)
     refit = fit_calibration(without_circuit(circuit, select), may_shift=may_shift)
     difference = without_circuit(circuit, pairs)
     return Necessity(
-        loss=estimate(pair_loss(refit(difference)), pairs.templates),
+        loss=estimate(pair_loss(refit(difference)), pairs.templates, within=A_LOSS),
         loss_before_refit=float(task_loss(difference)),
         auroc=float(paired_auroc(difference)),
         calibration=refit,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.corpus.shards import Corpus
-from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
 from sparse_circuits.faithfulness.subject import Subject
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
@@ -84,7 +84,7 @@ def selectivity(
         subject = Subject(circuit=first, task=task, n_pair=n_pair)
         found = pair_loss(subject.masked(masks, base=masks[0]))
         for name, of_pairs in zip(names, found, strict=True):
-            losses[name][task.name] = estimate(of_pairs, subject.test.templates)
+            losses[name][task.name] = estimate(of_pairs, subject.test.templates, within=A_LOSS)
     corpus_losses = {}
     if corpus is not None:
         windows = _windows(first.model, corpus, n_corpus_token)

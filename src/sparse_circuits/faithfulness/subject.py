@@ -12,8 +12,9 @@ from torch import Tensor
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.errors import TaskError
+from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference
+from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference, pair_loss
 from sparse_circuits.taps import reading
 from sparse_circuits.tasks.pairs import Pairs, Task
 
@@ -70,6 +71,10 @@ class Subject:
         parts = (differences_under(self.circuit, pairs, under)[None] for pairs in (self.select, self.test))
         select, test = parts
         return calibrated(test, fit_calibrations(select, may_shift=self.may_shift))[0]
+
+    def loss_under(self, under: Under) -> Estimate:
+        """Return the task loss on `test` of what `under` returns, in nats."""
+        return estimate(pair_loss(self.under(under)), self.test.templates, within=A_LOSS)
 
     def masked(
         self, keep: Bool[Tensor, "run node"], *, base: Bool[Tensor, " node"] | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparse_circuits.attribution import Dimmed
 from sparse_circuits.configs import VerifyConfig
-from sparse_circuits.faithfulness.intervals import Estimate, Spread, estimate, mean_of
+from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, Spread, estimate, mean_of
 from sparse_circuits.faithfulness.subject import Subject
 from sparse_circuits.scoring import logit_difference, pair_loss
 from sparse_circuits.taps import replacing
@@ -88,7 +88,7 @@ def subset_ablation(subject: Subject, config: VerifyConfig) -> SubsetAblation:
                 share=share,
                 loss_mean=mean_of(of_subset),
                 loss_worst=max(of_subset),
-                adversary=None if chosen is None else estimate(losses[-1], subject.test.templates),
+                adversary=None if chosen is None else estimate(losses[-1], subject.test.templates, within=A_LOSS),
             )
         )
     return SubsetAblation(points=points, n_outside=int((~keep).sum()), n_subset=config.n_subset)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_circuits.circuit import Circuit
-from sparse_circuits.faithfulness.intervals import Estimate, estimate
+from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
 from sparse_circuits.scoring import Calibration, accuracy, all_logit_differences, fit_calibration, pair_loss
 from sparse_circuits.tasks.pairs import Pairs
 
@@ -62,7 +62,7 @@ def answers(difference: Float[Tensor, "pair 2"], pairs: Pairs) -> Answers:
     means = {name: sum(found) / len(found) for name, found in by_template.items()}
     worst = max(means, key=lambda name: means[name])
     return Answers(
-        loss=estimate(losses, pairs.templates),
+        loss=estimate(losses, pairs.templates, within=A_LOSS),
         accuracy=float(accuracy(difference)),
         worst_template=(worst, means[worst]),
     )

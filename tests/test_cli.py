@@ -1,13 +1,17 @@
 """Every command does its one thing; bad input is one clear line and nothing is lost."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
+import sparse_circuits as sc
 from sparse_circuits import cli, training
 from sparse_circuits.checkpoint import latest_checkpoint
+from sparse_circuits.errors import FormatError
 
 
 @pytest.fixture
@@ -154,3 +158,33 @@ def test_an_empty_folder_is_no_corpus(command, tmp_path):
     (tmp_path / "empty").mkdir()
     code, _, _ = command("corpus", "--out", tmp_path / "c", "--sources", tmp_path / "empty")
     assert "the folder has no .md, .py, .txt files" in code
+
+
+def test_a_circuit_that_can_t_be_checked_says_what_is_missing(command, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    circuit = tmp_path / "run/circuits/quote"
+    shutil.copytree(sc.example(), tmp_path / "run")
+    shutil.copytree(sc.example("circuits/single_double_quote"), circuit)
+    code, _, _ = command("verify", circuit, "--quick", "--n-set", 3)
+    assert "--quick decides n_set" in code
+    code, _, _ = command("verify", circuit, "--hypothesis-nodes", "0.attn.v:0")
+    assert "no effect without --hypothesis" in code
+    code, _, _ = command("verify", circuit, "--hypothesis", "nowhere.py:f")
+    assert "names no Python file" in code
+    code, _, _ = command("predict", "bracket_counting", circuit)
+    assert "was cut for single_double_quote, not for bracket_counting" in code
+    code, _, _ = command("predict", "single_double_quote", circuit)
+    assert "no families of prompts for single_double_quote" in code
+    path = circuit / "masks.safetensors"
+    arrays, header = load_file(path), {"header": json.dumps({"format": "sparse-circuits circuit", "version": 1})}
+    save_file({name: array for name, array in arrays.items() if name != "values"}, path, header)
+    code, _, _ = command("verify", circuit)
+    assert "values is missing: what removed nodes are set to" in code
+    with pytest.raises(FormatError, match="values is missing"):
+        sc.Circuit.load(circuit)
+    opened = sc.Circuit.load(circuit, values=lambda model: torch.zeros(1408))
+    assert opened.n_node == 15
+    save_file({name: array for name, array in arrays.items() if name != "keep"}, path, header)
+    code, _, _ = command("verify", circuit)
+    assert "keep is missing: which nodes are the circuit's" in code

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,13 @@ from sparse_circuits.taps import EdgeCut, cutting, reading, replacing
 from sparse_circuits.tasks.pairs import Pairs
 
 FORMAT, VERSION = "sparse-circuits circuit", 1
+
+MISSING_MASK = "which nodes are the circuit's; without it nothing can be run or checked"
+MISSING_VALUES = (
+    "what removed nodes are set to; without it the circuit can't be run. Made anew, by `verify --ablation zero` "
+    "or another, everything can be checked under that ablation, but not that published numbers come out"
+)
+"""What an imported circuit may lack."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -196,12 +203,19 @@ class Circuit:
         self._write_description(folder)
 
     @classmethod
-    def load(cls, folder: Path | str, model: Transformer | None = None) -> "Circuit":
+    def load(
+        cls,
+        folder: Path | str,
+        model: Transformer | None = None,
+        *,
+        values: Callable[[Transformer], Float[Tensor, " node"]] | None = None,
+    ) -> "Circuit":
         """Open a circuit.
 
         Args:
             folder: What `save` wrote.
             model: Its model; the recorded one is opened if it is left out.
+            values: Makes the ablation values for one that has none, such as an imported one.
 
         Raises:
             FormatError: The folder is not a whole circuit.
@@ -224,9 +238,14 @@ class Circuit:
         path = folder / "masks.safetensors"
         _, arrays = load_arrays(path, FORMAT, VERSION)
         n_node = NodeSpace.of(model.config).n_node
-        for name in ("keep", "values"):
-            if name not in arrays or arrays[name].shape != (n_node,):
-                raise FormatError(f"{path}: {name} is missing or not of the model's {n_node:,} nodes")
+        if "values" not in arrays and values is not None:
+            arrays["values"] = values(model).numpy()
+        for name, what in (("keep", MISSING_MASK), ("values", MISSING_VALUES)):
+            if name not in arrays:
+                raise FormatError(f"{path}: {name} is missing: {what}")
+            if arrays[name].shape != (n_node,):
+                shape = arrays[name].shape
+                raise FormatError(f"{path}: {name} has shape {shape}, expected the model's {n_node:,} nodes")
         edges = {
             name: torch.from_numpy(unpack(arrays, f"edges.{name}", tuple(linear.weight.shape), str(path)))
             for name, linear in model.linears().items()

@@ -1,13 +1,14 @@
 """Commands that put circuits to the test: verify, predict."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from sparse_circuits.cli.told import CircuitFolder, Json, corpus_of, say, task_for, tell, wrote
-from sparse_circuits.configs import COSTLY, VerifyConfig
+from sparse_circuits.configs import COSTLY, PruneConfig, VerifyConfig
 
 
 def verify(
@@ -31,6 +32,10 @@ def verify(
     hypothesis_nodes: Annotated[
         tuple[str, ...], tyro.conf.arg(help="Nodes that hold the variable; the whole circuit if left out.")
     ] = (),
+    ablation: Annotated[
+        Literal["mean", "zero", "task_mean"] | None,
+        tyro.conf.arg(help="What removed nodes are set to, for an imported circuit that does not say."),
+    ] = None,
     out: Annotated[
         Path | None, tyro.conf.arg(help="Folder for the report and what is kept; the circuit's own if left out.")
     ] = None,
@@ -55,10 +60,10 @@ def verify(
         config = VerifyConfig.quick()
     wanted = [name for name, asked in zip(COSTLY, (controls, uniqueness), strict=True) if asked]
     config = dataclasses.replace(config, checks=(*config.checks, *(n for n in wanted if n not in config.checks)))
-    opened = Circuit.load(circuit)
+    opened = Circuit.load(circuit, values=None if ablation is None else partial(_values, circuit, ablation))
     report = check(
         opened,
-        _task_of(opened),
+        _task_of(opened.model, opened.task),
         config,
         folder=out or circuit,
         others=_beside(circuit, opened) if others and "selectivity" in config.checks else None,
@@ -75,10 +80,19 @@ def verify(
     wrote((out or circuit) / "report.json")
 
 
-def _task_of(circuit: Any) -> Any:
+def _task_of(model: Any, task: dict[str, Any]) -> Any:
     """Make the task that a circuit was cut for."""
-    task = circuit.task
-    return task_for(circuit.model, task.get("path") or task["name"], task["seed"], task.get("max_token"))
+    return task_for(model, task.get("path") or task["name"], task["seed"], task.get("max_token"))
+
+
+def _values(folder: Path, how: Literal["mean", "zero", "task_mean"], model: Any) -> Any:
+    """Make the ablation values of a circuit that came without."""
+    from sparse_circuits.ablation import ablation_values
+    from sparse_circuits.files import read_json
+
+    say(f"{folder}: has no ablation values; made anew by {how}, so published numbers need not come out")
+    fit = _task_of(model, read_json(folder / "circuit.json")["task"]).split("fit")
+    return ablation_values(model, how, fit=fit, n_token=PruneConfig().n_mean_token)
 
 
 def _beside(folder: Path, circuit: Any) -> dict[str, Any]:
@@ -93,7 +107,7 @@ def _beside(folder: Path, circuit: Any) -> dict[str, Any]:
         try:
             other = Circuit.load(path.parent, circuit.model)
             if other.task["name"] != circuit.task["name"]:
-                found[other.task["name"]] = (other, _task_of(other))
+                found[other.task["name"]] = (other, _task_of(other.model, other.task))
         except SparseCircuitsError as error:
             say(f"left out of the selectivity: {error}")
     return found

@@ -67,8 +67,8 @@ def interchange_interventions(
         seed: Decides the partners.
 
     Raises:
-        TaskError: The function raises, gives no single number or word, the same value for all prompts, or a value that
-            goes with both answers; the message shows the prompt.
+        TaskError: The function raises, gives no single number or word, or a value that goes with both answers; the
+            message shows the prompt.
         TapError: A node has no such name.
 
     Source: interchange interventions as in Geiger et al. 2021 (arXiv 2106.02997), on nodes in place of subspaces.
@@ -146,8 +146,6 @@ def _sides(values: Sequence[Value]) -> dict[Value, tuple[int, int]]:
                 f"the hypothesis gives {value!r} for prompts with different right answers: pair {first // 2}, side "
                 f"{side}, and pair {row // 2}, side {row % 2} of test; a variable must decide the answer"
             )
-    if len(sides) < 2:
-        raise TaskError(f"the hypothesis gives {next(iter(sides))!r} for every prompt; there is nothing to exchange")
     return sides
 
 

@@ -35,7 +35,7 @@ class VerifyConfig(Config):
     """Pairs of each of select and test that checks of many variants look at; sufficiency takes them all."""
 
     n_set: int = 200
-    """Random sets of each kind."""
+    """Random sets alike in activity; a fourth as many are alike in effect."""
 
     n_subset: int = 16
     """Random subsets for each share ablated."""

@@ -62,8 +62,8 @@ def judge(
 def verdict(report: "Report", *, target_loss: float) -> list[Finding]:
     """Return the findings of a report, in the order of its checks; checks that were not made have no row.
 
-    All limits are ours. They are round numbers that were set before any circuit was measured against them, and hold for
-    every task and model alike.
+    All limits are ours: round numbers, the same for every task and model. But for those of `roles`, whose measure a
+    planted fake had passed, they were set before a trained circuit was measured against them.
     """
     return [
         *_is_it_enough(report, target_loss),

@@ -46,6 +46,9 @@ LEVELS: tuple[Level, ...] = ("i", "ii")
 FLAGGED_SCALE = 0.99 * MAX_SCALE
 """A calibration at the limit would rather be larger, and is said to be at it."""
 
+STRONG_SHARE = 4
+"""One set matched by effect is drawn for this many matched by activity."""
+
 TARGET_LOSS = 0.15
 """The target of a circuit that does not say what it was cut for, in nats."""
 
@@ -126,8 +129,6 @@ class _Checks:
             "task": subject.task.hash,
             "mined": len(subject.task.splits.get("mined", ())),
             "version": version("sparse-circuits"),
-            "n_pair": config.n_pair,
-            "seed": config.seed,
         }
         self.store = Store(folder=None if folder is None else folder / "checks", about=about)
         self.left_out: dict[str, str] = {}
@@ -158,7 +159,7 @@ class _Checks:
             )
             return None
         try:
-            return self.made(name, kind, compute, *fields, beside=beside)
+            return self.made(name, kind, compute, "n_pair", "seed", *fields, beside=beside)
         except SparseCircuitsError as error:
             self.left_out[name] = str(error)
             return None
@@ -168,14 +169,17 @@ def _in_every_report(subject: Subject, run: _Checks) -> dict[str, Any]:
     circuit, task, shift = subject.circuit, subject.task, subject.may_shift
     select, test = task.split("select"), task.split("test")
 
-    def sets(**alike: Any) -> RandomSets:
-        return random_sets(circuit, test, select=select, may_shift=shift, n_set=run.config.n_set, **alike)
+    def sets(n_set: int, **alike: Any) -> RandomSets:
+        return random_sets(circuit, test, select=select, may_shift=shift, n_set=n_set, **alike)
+
+    n_set = run.config.n_set
+    n_strong = max(1, n_set // STRONG_SHARE)
 
     return {
         "sufficiency": run.made("sufficiency", _Splits, lambda: _Splits(by_name=_sufficiency(subject))).by_name,
         "necessity": run.made("necessity", Necessity, lambda: necessity(circuit, test, select=select, may_shift=shift)),
-        "random_sets": run.made("random sets", RandomSets, sets, "n_set"),
-        "strong_sets": run.made("strong sets", RandomSets, lambda: sets(alike=throughput), "n_set"),
+        "random_sets": run.made("random sets", RandomSets, lambda: sets(n_set), "n_set"),
+        "strong_sets": run.made("strong sets", RandomSets, lambda: sets(n_strong, alike=throughput), "n_set"),
         "card": run.made("card", TaskCard, lambda: task_card(circuit.model, task, circuit.values)),
     }
 

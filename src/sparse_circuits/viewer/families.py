@@ -14,7 +14,6 @@ STYLE = """
 .families text { fill: var(--ink); } .families .faint { fill: var(--faint); } .families .axis { stroke: var(--line); }
 .families path { fill: none; stroke-width: 2; } .families .predicted { stroke: var(--circuit); stroke-dasharray: 5 3; }
 .families .measured { stroke: var(--model); } .families .end { stroke-width: 1; opacity: .6; }
-.families .failure { stroke-width: 1; opacity: .5; }
 .families circle { stroke: none; } .families circle.predicted { fill: var(--circuit); }
 .families circle.measured { fill: var(--model); }
 """
@@ -48,8 +47,9 @@ def draw_families(predictions: dict[str, Any]) -> str:
 
 def _panel(family: dict[str, Any], side: int, left: float, top: float) -> list[str]:
     points, right = family["points"], left + WIDTH - 20
-    step = (right - left) / max(len(points) - 1, 1)
-    xs = [left + step * i for i in range(len(points))] if len(points) > 1 else [(left + right) / 2]
+    inset = 6 if all(isinstance(point["x"], float) for point in points) else (right - left) / (2 * len(points))
+    step = (right - left - 2 * inset) / max(len(points) - 1, 1)
+    xs = [left + inset + step * i for i in range(len(points))]
 
     def y(share: float) -> float:
         return top + HEIGHT * (1 - min(max(share, 0.0), 1.0))

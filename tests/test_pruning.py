@@ -15,7 +15,7 @@ from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.edges import EdgeSpace, edges_between
 from sparse_circuits.errors import ConfigError, PruneError, TapError, TaskError
-from sparse_circuits.faithfulness import verify
+from sparse_circuits.faithfulness import necessity, verify
 from sparse_circuits.faithfulness.intervals import estimate
 from sparse_circuits.faithfulness.necessity import matched_sets
 from sparse_circuits.mask_runs import PRICE_AT_START, MaskParameters, MaskRun, step_gates, surrogate_derivative
@@ -23,7 +23,7 @@ from sparse_circuits.masks import PROMOTION, bytes_of_run, information_left, lea
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import LEARNED_SHARES, Pruning, prune
 from sparse_circuits.refinement import Goal, eliminate, keep_top, refine
-from sparse_circuits.scoring import CHANCE, all_logit_differences, logit_difference, task_loss
+from sparse_circuits.scoring import CHANCE, all_logit_differences, fit_calibration, logit_difference, task_loss
 from sparse_circuits.taps import Gate, reading, replacing
 
 QUICK = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
@@ -300,6 +300,25 @@ def test_streams_that_are_remembered_give_the_differences_of_a_fresh_start():
         torch.testing.assert_close(remembering.differences(asked, base=base), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(remembering.differences(asked[:1]), expected[:1], rtol=1e-4, atol=1e-5)
         base = candidates[0] if step % 3 else keep
+
+
+def test_the_worst_random_set_is_the_worst_on_the_larger_number_of_pairs(monkeypatch):
+    model, task = hand_built_model(), hand_built_task()
+    circuit = _circuit(model, task, NODES)
+    select, pairs = task.split("select"), task.split("test")
+    monkeypatch.setattr(necessity, "N_SET_PAIR", 2)
+    monkeypatch.setattr(necessity, "N_AGAIN", 3)
+    found = necessity.random_sets(circuit, pairs, select=select, may_shift=True, n_set=6)
+    assert (found.n_pair, found.n_again, found.n_again_pair) == (2, 3, len(pairs))
+    losses = []
+    for keep in ~matched_sets(circuit.keep, necessity.activity(circuit, select), circuit.space, n_set=6):
+        without = Circuit.of_nodes(model, keep, values=circuit.values, task={}, settings={})
+        fitted = fit_calibration(without.logit_difference(select, calibrated=False), may_shift=True)
+        losses.append(float(task_loss(fitted(without.logit_difference(pairs, calibrated=False)))))
+    assert min(losses) <= found.loss_worst <= max(losses) + 1e-6
+    monkeypatch.setattr(necessity, "N_AGAIN", 6)
+    found = necessity.random_sets(circuit, pairs, select=select, may_shift=True, n_set=6)
+    assert found.loss_worst == pytest.approx(max(losses), abs=1e-5)
 
 
 def test_elimination_never_leaves_the_goal_and_only_removes():

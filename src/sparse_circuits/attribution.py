@@ -15,12 +15,12 @@ N_STEP = 8
 
 
 class Dimmed:
-    """The edit m · x + (1 − m) · value, with a mask m that has a gradient: one for all prompts, or one a prompt."""
+    """The edit m · x + (1 − m) · value, with a mask m that has a gradient, one for all prompts or one for each."""
 
     acts_at_each_position = True
 
-    def __init__(self, mask: Float[Tensor, "#batch channel"], value: Float[Tensor, " channel"]) -> None:
-        self.mask, self.value = mask[:, None], value
+    def __init__(self, mask: Float[Tensor, "*#batch channel"], value: Float[Tensor, " channel"]) -> None:
+        self.mask, self.value = mask, value
 
     def __call__(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
         """Mix with the ablation value."""
@@ -33,7 +33,7 @@ def _gradients(
     """Return the gradient of the pairs' summed loss by a mask of one row, or of one row for each prompt."""
     space = NodeSpace.of(model.config)
     mask.requires_grad_()
-    edits = {name: Dimmed(mask[:, part], values[part]) for name, part in space.slices()}
+    edits = {name: Dimmed(mask[:, None, part], values[part]) for name, part in space.slices()}
     with replacing(model, edits):
         loss = pair_loss(logit_difference(model, pairs)[0]).sum()
     return torch.autograd.grad(loss, mask)[0]

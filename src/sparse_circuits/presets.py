@@ -50,7 +50,7 @@ TRAIN_PRESETS = {"small": SMALL, "tiny": TINY, "dense": DENSE}
 """Training settings to start from."""
 
 DEMO_PRESETS = {
-    "small": DemoConfig(train=SMALL, prune=PruneConfig(cuts_edges=False)),
+    "small": DemoConfig(train=SMALL, prune=PruneConfig(cuts_edges=False, needed_loss=0.004)),
     "tiny": DemoConfig(
         corpus=CorpusConfig(sources=("idioms",), n_vocab=1024, max_token=1_200_000, n_tokenizer_byte=2_000_000),
         train=TINY,

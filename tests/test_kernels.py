@@ -315,3 +315,40 @@ def test_a_gated_count_out_of_range_is_refused():
     for version in ("reference", "fastest"):
         with kernels.use(version), pytest.raises(ValueError, match=r"not in \[0, 5\]"):
             kernels.gated_topk(torch.randn(2, 1, 5), torch.ones(1, 5), torch.ones(1, 5), 6)
+
+
+def test_a_batch_that_runs_cannot_share_is_refused():
+    x, of_runs = torch.randn(3, 1, 5), torch.ones(2, 5)
+    with pytest.raises(ValueError, match="batch of 3 can't be shared out to 2 runs"):
+        kernels.gated_topk(x, of_runs, of_runs, 2)
+    with pytest.raises(ValueError, match="batch of 3 can't be shared out to 2 runs"):
+        kernels.linear_around(x, torch.ones(4, 5), None, of_runs)
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_product_around_what_is_constant_is_the_product(data, n_source, n_target, n_run, has_bias):
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    around = torch.randn(n_run, n_source, generator=generator)
+    weight = torch.randn(n_target, n_source, generator=generator)
+    bias = torch.randn(n_target, generator=generator) if has_bias else None
+    differs = torch.rand(2 * n_run, 3, n_source, generator=generator) < data.draw(st.sampled_from([0.0, 0.1, 0.6, 1.0]))
+    rows = torch.where(
+        differs, torch.randn(differs.shape, generator=generator), around.repeat_interleave(2, 0)[:, None]
+    )
+    pull = torch.randn(2 * n_run, 3, n_target, generator=generator) * (torch.rand(n_target, generator=generator) < 0.5)
+    found = []
+    for version in ("reference", "fastest"):
+        x = rows.clone().requires_grad_()
+        with kernels.use(version):
+            out = kernels.linear_around(x, weight, bias, around)
+        (out * pull).sum().backward()
+        found.append((out.detach(), x.grad))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_product_whose_weight_learns_keeps_its_gradient():
+    x, weight = torch.randn(2, 1, 3), torch.randn(4, 3, requires_grad=True)
+    kernels.linear_around(x, weight, None, torch.zeros(1, 3)).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum((0, 1)).expand(4, 3))

@@ -44,6 +44,14 @@ class Tap(nn.Module):
             read(x)
         return x
 
+    def constants(self) -> Tensor | None:
+        """Return what channels behind closed gates are, (run, channel), 0 for the others, if gates come last.
+
+        None where no gate is closed, too.
+        """
+        last = self.edits[-1] if self.edits else None
+        return last.closed if isinstance(last, Gate) else None
+
 
 class Gate:
     """An edit that lets some channels pass and sets the others to a constant: gate · x + (1 − gate) · ablated.
@@ -55,6 +63,8 @@ class Gate:
 
     def __init__(self, gate: Float[Tensor, "run channel"], ablated: Float[Tensor, "#run channel"]) -> None:
         self.gate, self.ablated = gate, ablated
+        # Where no gate is closed, what follows is the model's own computation, bit for bit.
+        self.closed = (1 - gate.detach()) * ablated if bool((gate == 0).any()) else None
 
     def __call__(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
         """Apply the gates; `batch` is a multiple of `run`."""

@@ -13,7 +13,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.kernels import cpu, cpu_gate, reference
+from sparse_circuits.kernels import cpu, cpu_around, cpu_gate, reference
 from sparse_circuits.kernels import packed as _packed
 from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
@@ -51,8 +51,22 @@ def gated_topk(
 ) -> Float[Tensor, "batch pos channel"]:
     """Thin vectors out and set what is not let through to its value; see `reference.gated_topk`."""
     _check_count(n_keep, x.shape[-1])
+    _check_runs(x, gate)
     version = cpu_gate if not _forced_reference and cpu_gate.can_gated_topk(x, gate, value) else reference
     return version.gated_topk(x, gate, value, n_keep)
+
+
+def linear_around(
+    x: Float[Tensor, "batch pos source"],
+    weight: Float[Tensor, "target source"],
+    bias: Float[Tensor, " target"] | None,
+    around: Float[Tensor, "run source"],
+) -> Float[Tensor, "batch pos target"]:
+    """Map vectors that mostly equal `around`; see `reference.linear_around`."""
+    _check_runs(x, around)
+    if not _forced_reference and cpu_around.can_linear_around(x, weight, bias):
+        return cpu_around.linear_around(x, weight, bias, around)
+    return reference.linear_around(x, weight, bias, around)
 
 
 def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, "*batch channel"]:
@@ -132,6 +146,11 @@ def _for_topk(x: Tensor) -> ModuleType:
 def _check_count(n_keep: int, size: int) -> None:
     if not 0 <= n_keep <= size:
         raise ValueError(f"n_keep {n_keep} is not in [0, {size}]")
+
+
+def _check_runs(x: Tensor, of_runs: Tensor) -> None:
+    if x.shape[0] % len(of_runs):
+        raise ValueError(f"a batch of {x.shape[0]} can't be shared out to {len(of_runs)} runs")
 
 
 attention_pattern = reference.attention_pattern

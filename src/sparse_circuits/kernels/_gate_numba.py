@@ -160,7 +160,8 @@ def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_fir
             run = r // rows_of_run
             row = x[r * stride : r * stride + width]
             if n_open[run] <= N_FEW:
-                out[r] = offset[run]
+                for i in range(width):
+                    out[r, i] = offset[run, i]
                 if n_open[run] > 0:
                     _measured(row, magnitudes)
                 for i in range(n_open[run]):

@@ -1,25 +1,15 @@
 """AbsTopK and the gate behind it in one pass over memory, and one back (Numba)."""
 
-import functools
-from types import ModuleType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_circuits.kernels.compiled import loops
+
 N_PART = 4
 """Parts that a run's rows are summed in, for threads to share; fixed, so that sums don't depend on their number."""
-
-
-@functools.cache
-def _compiled() -> ModuleType:
-    """Import the Numba functions at the first call; torch keeps its number of threads (see `kernels.cpu`)."""
-    n_thread = torch.get_num_threads()
-    from sparse_circuits.kernels import _gate_numba
-
-    torch.set_num_threads(n_thread)
-    return _gate_numba
 
 
 def can_gated_topk(x: Tensor, gate: Tensor, value: Tensor) -> bool:
@@ -28,6 +18,7 @@ def can_gated_topk(x: Tensor, gate: Tensor, value: Tensor) -> bool:
         all(one.device.type == "cpu" and one.dtype is torch.float32 for one in (x, gate, value))
         and x.numel() > 0
         and not torch.compiler.is_compiling()
+        and loops("_gate_numba") is not None
     )
 
 
@@ -38,8 +29,6 @@ def gated_topk(
     n_keep: int,
 ) -> Float[Tensor, "batch pos channel"]:
     """Thin `x` out and set what is not let through to its value; see `reference.gated_topk`."""
-    if not 0 <= n_keep <= x.shape[-1]:
-        raise ValueError(f"n_keep {n_keep} is not in [0, {x.shape[-1]}]")
     if torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad):
         return _GatedTopK.apply(x, gate, value, n_keep)  # pyright: ignore[reportReturnType]
     x, gate, out = _in_rows(x), gate.detach().contiguous(), torch.empty(x.shape)
@@ -90,8 +79,8 @@ def _flat(x: Tensor) -> Any:
     return x.view(-1, x.shape[-1]).numpy()
 
 
-def _threads() -> ModuleType:
+def _threads() -> Any:
     """Return the compiled functions, set to torch's number of threads."""
-    compiled = _compiled()
+    compiled: Any = loops("_gate_numba")
     compiled.set_threads(torch.get_num_threads())
     return compiled

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -62,6 +63,24 @@ def gated_topk(
     n_time = len(gate) // len(value)
     gate, value = gate[:, None, None], value.repeat(n_time, 1)[:, None, None]
     return (gate * runs + (1 - gate) * value).flatten(0, 1)
+
+
+def linear_around(
+    x: Float[Tensor, "batch pos source"],
+    weight: Float[Tensor, "target source"],
+    bias: Float[Tensor, " target"] | None,
+    around: Float[Tensor, "run source"],
+) -> Float[Tensor, "batch pos target"]:
+    """Map vectors by a weight, x @ weight.T + bias.
+
+    Args:
+        x: Runs one after the other along `batch`, equally many rows each.
+        weight: Target by source.
+        bias: One a target, or none.
+        around: What most channels of a run's vectors are, such as the values behind closed gates. It says where work
+            can be saved and changes nothing else: the product is that of x − around, plus that of around.
+    """
+    return F.linear(x, weight, bias)
 
 
 def attention_pattern(

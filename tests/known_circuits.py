@@ -139,8 +139,7 @@ def circuit_of(build: Build, seed: int) -> tuple[Circuit, Task]:
 
     model, names, task = build(seed)
     space = NodeSpace.of(model.config)
-    keep = torch.zeros(space.n_node, dtype=torch.bool)
-    keep[[space.index(name) for name in names]] = True
+    keep = space.marked(names)
     described = {"name": task.name, "hash": task.hash, "seed": task.seed, "max_token": task.max_token}
     circuit = Circuit.of_nodes(model, keep, values=task_means(model, task.split("fit")), task=described)
     difference = circuit.logit_difference(task.split("select"), calibrated=False)

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
 from hand_built import NODES, hand_built_model, hand_built_task
 from known_circuits import FAKES, TRUE, circuit_of
 
@@ -48,8 +47,7 @@ def test_circuits_that_share_all_their_nodes_do_nothing_without_them() -> None:
 def test_a_control_that_misses_the_target_counts_at_the_size_of_the_model(tmp_path: Path, monkeypatch) -> None:
     model, task = hand_built_model(), hand_built_task()
     space = NodeSpace.of(model.config)
-    keep = torch.zeros(space.n_node, dtype=torch.bool)
-    keep[[space.index(name) for name in NODES]] = True
+    keep = space.marked(NODES)
     circuit = Circuit.of_nodes(model, keep, values=keep * 0.0, task={"name": task.name, "hash": task.hash, "seed": 0})
     circuit.settings = dataclasses.replace(QUICK, n_step=5).to_json()
 

@@ -1,6 +1,7 @@
 """The main job from end to end, in one folder that a second call goes on with."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,8 +87,8 @@ class Demo:
         if not report.exists():
             with self._timed(f"verify {name}"):
                 circuit = Circuit.load(folder, model)
-                quick = VerifyConfig.quick()
-                verify(circuit, task, quick, folder=folder, n_set=self.config.n_set, on_step=self._say)
+                config = dataclasses.replace(VerifyConfig.quick(), n_split_pair=None, n_set=self.config.n_set)
+                verify(circuit, task, config, folder=folder, on_step=self._say)
         viewer.view(folder)
         return read_json(report)
 

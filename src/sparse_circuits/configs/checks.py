@@ -32,7 +32,10 @@ class VerifyConfig(Config):
     """Checks to make, in any order."""
 
     n_pair: int = 64
-    """Pairs of each of select and test that checks of many variants look at; sufficiency takes them all."""
+    """Pairs of each of select and test that checks of many variants look at."""
+
+    n_split_pair: int | None = None
+    """Most pairs of each split that sufficiency and agreement look at, evenly spaced; all of them if left out."""
 
     n_set: int = 200
     """Random sets alike in activity; a fourth as many are alike in effect."""
@@ -71,7 +74,9 @@ class VerifyConfig(Config):
     def quick(cls) -> Self:
         """Return settings for a first look: under half a minute at the demo's size."""
         checks: tuple[Check, ...] = ("subsets", "interchange", "attention", "agreement")
-        return cls(checks=checks, n_pair=32, n_set=24, n_subset=6, shares=(0.25, 0.75), n_adversary_step=0)
+        return cls(
+            checks=checks, n_pair=32, n_split_pair=256, n_set=24, n_subset=6, shares=(0.25, 0.75), n_adversary_step=0
+        )
 
     def __post_init__(self) -> None:
         for check in self.checks:
@@ -80,6 +85,10 @@ class VerifyConfig(Config):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
         for name in ("n_adversary_step", "n_nonsense", "n_control_seed", "n_exclusion"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected 0 or more")
+        require(
+            self.n_split_pair is None or self.n_split_pair >= 1,
+            f"n_split_pair is {self.n_split_pair}, expected 1 or more",
+        )
         require(len(self.shares) > 0, "shares is empty, expected some in (0, 1)")
         for share in self.shares:
             require(0 < share < 1, f"shares has {share}, expected (0, 1)")

@@ -72,20 +72,18 @@ def agreement(subject: Subject) -> Agreement:
     Source: agreement on the model's errors and on other prompts is what a replication of February 2026 found missing; a
     circuit that only does the task agrees with the labels rather than with the model.
     """
-    task, splits = subject.task, {}
-    parts = {name: task.splits[name] for name in ("test", "hard", "mined") if name in task.splits}
+    splits, parts = {}, subject.splits()
     longer, why = _longer(subject)
     if longer is not None:
         parts["longer"] = longer
     for name, pairs in parts.items():
-        if len(pairs):
-            model = all_logit_differences(subject.circuit.model, pairs)[0]
-            own = subject.circuit.logit_difference(pairs)
-            splits[name] = compare(own, model, pairs)
-            for level in ("i", "ii") if name == "test" else ():
-                index = pairs.index_of_level(level)
-                if len(index):
-                    splits[f"test {level}"] = compare(own[index], model[index], pairs.take(index))
+        model = all_logit_differences(subject.circuit.model, pairs)[0]
+        own = subject.circuit.logit_difference(pairs)
+        splits[name] = compare(own, model, pairs)
+        for level in ("i", "ii") if name == "test" else ():
+            index = pairs.index_of_level(level)
+            if len(index):
+                splits[f"test {level}"] = compare(own[index], model[index], pairs.take(index))
     return Agreement(splits=splits, longer_left_out=why)
 
 

@@ -75,8 +75,7 @@ def interchange_interventions(
     """
     circuit, pairs = subject.circuit, subject.task.split("test")
     names = list(nodes) if nodes else circuit.node_names()
-    chosen = torch.zeros_like(circuit.keep)
-    chosen[[circuit.space.index(name) for name in names]] = True
+    chosen = circuit.space.marked(names)
     values = _values(subject, variable, pairs)
     side_of = _sides(values)
     generator = torch.Generator().manual_seed(seed)

@@ -51,6 +51,9 @@ class Subject:
     n_pair: int
     """Pairs of `select` and of `test` that variants are measured on."""
 
+    n_split_pair: int | None = None
+    """Most pairs of a split that whole splits are measured on."""
+
     @property
     def may_shift(self) -> bool:
         """Whether a calibration has a shift."""
@@ -65,6 +68,11 @@ class Subject:
     def test(self) -> Pairs:
         """Part of the split that they are measured on."""
         return part_of(self.task.split("test"), self.n_pair)
+
+    def splits(self) -> dict[str, Pairs]:
+        """Return the splits that circuits are tested on, as much of them as is asked for."""
+        found = {name: self.task.splits[name] for name in ("test", "hard", "mined") if name in self.task.splits}
+        return {name: part_of(pairs, self.n_split_pair or len(pairs)) for name, pairs in found.items() if len(pairs)}
 
     def under(self, under: Under) -> Float[Tensor, "pair 2"]:
         """Return the differences on `test` under edits, with scale and shift fitted on `select` under the same."""
@@ -94,7 +102,7 @@ class Subject:
         return calibrated(found[1], fit_calibrations(found[0], may_shift=self.may_shift))
 
 
-def of_task(circuit: Circuit, task: Task, *, n_pair: int) -> Subject:
+def of_task(circuit: Circuit, task: Task, *, n_pair: int, n_split_pair: int | None = None) -> Subject:
     """Return the subject, if the circuit was cut for these prompts.
 
     Raises:
@@ -105,7 +113,7 @@ def of_task(circuit: Circuit, task: Task, *, n_pair: int) -> Subject:
             f"the circuit was cut for {circuit.task['name']} with other prompts ({circuit.task['hash'][:12]}) than "
             f"these of {task.name} ({task.hash[:12]}); make the task with the same tokenizer, seed and corpus"
         )
-    return Subject(circuit=circuit, task=task, n_pair=n_pair)
+    return Subject(circuit=circuit, task=task, n_pair=n_pair, n_split_pair=n_split_pair)
 
 
 class Swapped:

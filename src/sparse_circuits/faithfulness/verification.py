@@ -94,7 +94,7 @@ def verify(
         ConfigError: A setting is out of range.
     """
     config = dataclasses.replace(config or VerifyConfig(), **settings)
-    subject = of_task(circuit, task, n_pair=config.n_pair)
+    subject = of_task(circuit, task, n_pair=config.n_pair, n_split_pair=config.n_split_pair)
     home = None if folder is None else Path(folder)
     found: dict[str, Any] = {"hypothesis": None}
     if hypothesis is not None:  # first: a mistake of the user's shows at once
@@ -176,7 +176,9 @@ def _in_every_report(subject: Subject, run: _Checks) -> dict[str, Any]:
     n_strong = max(1, n_set // STRONG_SHARE)
 
     return {
-        "sufficiency": run.made("sufficiency", _Splits, lambda: _Splits(by_name=_sufficiency(subject))).by_name,
+        "sufficiency": run.made(
+            "sufficiency", _Splits, lambda: _Splits(by_name=_sufficiency(subject)), "n_split_pair"
+        ).by_name,
         "necessity": run.made("necessity", Necessity, lambda: necessity(circuit, test, select=select, may_shift=shift)),
         "random_sets": run.made("random sets", RandomSets, lambda: sets(n_set), "n_set"),
         "strong_sets": run.made("strong sets", RandomSets, lambda: sets(n_strong, alike=throughput), "n_set"),
@@ -202,7 +204,7 @@ def _on_request(
         ),
         "interchange": run.asked("interchange", Interchange, lambda: interchange(subject, seed=seed)),
         "attention": run.asked("attention", AttentionPatterns, lambda: attention_patterns(subject)),
-        "agreement": run.asked("agreement", Agreement, lambda: agreement(subject)),
+        "agreement": run.asked("agreement", Agreement, lambda: agreement(subject), "n_split_pair"),
         "binarisation": run.asked(
             "binarisation", Binarisation, lambda: binarisation(subject, n_step=config.n_step, seed=seed), "n_step"
         ),
@@ -253,7 +255,7 @@ def _sufficiency(subject: Subject) -> dict[str, Sufficiency]:
     circuit, task = subject.circuit, subject.task
     sealed_calibration = fit_sealed_calibration(circuit, task.split("select"), may_shift=subject.may_shift)
     found = {}
-    for name, pairs in _parts(task).items():
+    for name, pairs in subject.splits().items():
         differences = measure(circuit, pairs)
         found[name] = sufficiency(circuit, pairs, differences, sealed_calibration=sealed_calibration)
         for level in LEVELS if name == "test" else ():
@@ -297,12 +299,6 @@ def count_constant_nodes(circuit: Circuit, pairs: Pairs) -> int:
     """Count the circuit's nodes whose value is the same at every token of the prompts, in the circuit."""
     values = activations(circuit, pairs, circuit.keep, in_circuit=True)  # (token, node of the circuit)
     return int((values.amax(0) - values.amin(0) < 1e-6).sum()) if values.shape[1] else 0
-
-
-def _parts(task: Task) -> dict[str, Pairs]:
-    """Return the splits that circuits are tested on."""
-    parts = {name: task.splits[name] for name in ("test", "hard", "mined") if name in task.splits}
-    return {name: pairs for name, pairs in parts.items() if len(pairs)}
 
 
 def _notes(circuit: Circuit, report: Report) -> list[str]:

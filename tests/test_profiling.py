@@ -34,5 +34,5 @@ def test_the_command_prints_the_profile_and_makes_no_folder(idioms_corpus, quick
     arguments = ["train", str(tmp_path / "quick.json"), "--corpus", str(idioms_corpus.folder), "--out", str(out)]
     monkeypatch.setattr("sys.argv", ["sparse-circuits", *arguments, "--profile", "--json"])
     main()
-    assert [found["density"] for found in json.loads(capsys.readouterr().out)] == [1.0, 0.5]
+    assert [found["density"] for found in json.loads(capsys.readouterr().out)["profiles"]] == [1.0, 0.5]
     assert not out.exists()

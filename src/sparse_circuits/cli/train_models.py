@@ -85,7 +85,7 @@ def train(
         from sparse_circuits import profiling
 
         found = profiling.profile_training(config, corpus=corpus, device=device)
-        tell([dataclasses.asdict(one) for one in found], profiling.table(found), json=json)
+        tell({"profiles": [dataclasses.asdict(one) for one in found]}, profiling.table(found), json=json)
         return
     training.train(config, corpus=corpus, out=out, progress=terminal(), device=device)
     last = read_records(out / "metrics.jsonl")[-1]

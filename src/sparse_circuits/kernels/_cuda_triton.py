@@ -1,5 +1,9 @@
 """The loops of `kernels.cuda`, in Triton; imported on a GPU, or where its interpreter is switched on."""
 
+# Triton's functions are no Python functions to a type checker, and it may be missing.
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportMissingImports=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 

@@ -61,6 +61,16 @@ def test_cutting_its_edges_is_refused(both):
         pass
 
 
+def test_opening_a_circuit_against_it_is_refused(both):
+    with pytest.raises(TapError, match="circuits need its edges"):
+        sc.Circuit.load(sc.example("circuits/single_double_quote"), both[1])
+
+
+def test_saving_it_again_is_refused(both, tmp_path):
+    with pytest.raises(ValueError, match="copy the file that it was loaded from"):
+        checkpoint.save_model(both[1], tmp_path / "model.safetensors")
+
+
 def test_only_the_cpu_runs_it():
     with pytest.raises(ValueError, match="device is 'cuda'"):
         sc.load(sc.example(), packed=True, device="cuda")

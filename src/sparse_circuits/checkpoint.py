@@ -62,6 +62,8 @@ def save_model(model: Transformer, path: Path, *, weights: Literal["packed", "pl
     Packed, a matrix that is mostly zero becomes three arrays: `NAME.values`, `NAME.columns` (uint8, uint16 or uint32,
     whichever is wide enough) and `NAME.offsets` (where each row starts, and the end).
     """
+    if any(getattr(module, "packed", None) is not None for module in model.modules()):
+        raise ValueError("a packed model is not saved again: copy the file that it was loaded from")
     arrays = {}
     for name, tensor in model.state_dict().items():
         array = tensor.detach().cpu().numpy()

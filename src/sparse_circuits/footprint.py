@@ -26,13 +26,19 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def training_size_bytes(config: TrainConfig) -> int:
-    """Estimate the memory of weights, gradients, Adam's moments, and activations kept for the backward pass."""
+def training_size_bytes(config: TrainConfig, *, max_token: int | None = None) -> int:
+    """Estimate the memory of weights, gradients, Adam's moments, and activations kept for the backward pass.
+
+    Args:
+        config: The run's settings.
+        max_token: Tokens that go through together; None for a whole batch.
+    """
     with torch.device("meta"):
         n_weight = sum(p.numel() for p in Transformer(config.model).parameters() if p.requires_grad)
     shape = config.model
     per_layer = 12 * shape.d_model + 12 * shape.d_attn + 5 * shape.d_mlp
-    n_activation = config.batch_size * config.context * (shape.n_layer * per_layer + 4 * shape.n_vocab)
+    n_token = config.batch_size * config.context
+    n_activation = min(n_token, max_token or n_token) * (shape.n_layer * per_layer + 4 * shape.n_vocab)
     return 4 * (4 * n_weight + n_activation)
 
 
@@ -50,13 +56,13 @@ def free_bytes(device: torch.device) -> int | None:
             return None
 
 
-def check_memory(config: TrainConfig, device: torch.device) -> None:
+def check_memory(config: TrainConfig, device: torch.device, *, max_token: int | None = None) -> None:
     """Refuse a run that doesn't fit, before anything is allocated.
 
     Raises:
         DeviceError: The estimate exceeds what is free.
     """
-    needed, free = training_size_bytes(config), free_bytes(device)
+    needed, free = training_size_bytes(config, max_token=max_token), free_bytes(device)
     if free is not None and needed > free:
         raise DeviceError(
             f"training needs about {needed / 1e9:,.1f} GB, and {device} has {free / 1e9:,.1f} GB free: "

@@ -116,7 +116,8 @@ class Optimizer:
         self.adam.grad_scale, self.adam.found_inf = scale, is_skipped  # pyright: ignore[reportAttributeAccessIssue]
         self.adam.param_groups[0]["lr"].fill_(lr)
         self.adam.step()
-        project_(self.model, density, config=self.sparsity)
+        with torch.profiler.record_function("projection"):
+            project_(self.model, density, config=self.sparsity)
         decayed = [
             p.data for name, p in zip(self.names, self.parameters, strict=True) if p.ndim > 1 and name != "bigram"
         ]

@@ -138,16 +138,15 @@ def project_(model: Transformer, matrix_density: float, *, config: SparsityConfi
         matrix_density: The matrices' density at this step.
         config: Final densities and the number of protected weights.
     """
-    parameters = dict(model.named_parameters())
+    parameters, jobs = dict(model.named_parameters()), []
     for budget in budgets(model, config):
         weight = parameters[budget.name].data
         allowed = n_keep(weight.numel(), density_at(budget, matrix_density, config=config))
         if allowed == weight.numel():
             continue
-        if budget.neuron_axis is None:
-            kernels.keep_largest_(weight, allowed)
-        else:
-            kernels.keep_largest_(weight, allowed, n_alive=config.n_alive, neuron_axis=budget.neuron_axis)
+        n_alive = 0 if budget.neuron_axis is None else config.n_alive
+        jobs.append((weight, allowed, n_alive, budget.neuron_axis or 0))
+    kernels.keep_largest_many_(jobs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

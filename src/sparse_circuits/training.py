@@ -31,6 +31,9 @@ from sparse_circuits.sparse_products import sparse_products
 from sparse_circuits.sparsity import budgets, check_quota, count_nonzeros, n_keep
 from sparse_circuits.step_records import N_UNREAD, StepRecords
 
+MAX_GPU_TOKENS = 16_384
+"""Tokens that go through a GPU together; a larger batch goes in parts, whose gradients add up: room is scarce."""
+
 FORMAT, VERSION = "sparse-circuits run", 1
 BASELINE_FORMAT = "sparse-circuits bigram baseline"
 
@@ -73,7 +76,7 @@ def train(
     out = Path(out)
     prepare_folder(config, corpus, out)
     batches = batches_of(config, corpus)
-    check_memory(config, place)
+    check_memory(config, place, max_token=MAX_GPU_TOKENS if place.type == "cuda" else None)
     model, optimizer, first_step, skipped = _start(config, corpus, out, place)
     validator = Validator(config, corpus, batches, out)
     n_step = batches.n_step
@@ -195,10 +198,17 @@ def loss_and_gradients(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> 
     Returns:
         The loss, and the number of weights whose zeros were left out of the products.
     """
+    is_gpu = tokens.device.type == "cuda"
+    n_row = max(1, MAX_GPU_TOKENS // tokens.shape[1]) if is_gpu else len(tokens)
+    loss = torch.zeros((), device=tokens.device)
     with sparse_products(model) as chosen:
-        with torch.autocast("cuda", torch.bfloat16, enabled=tokens.device.type == "cuda"):
-            loss = next_token_loss(model, tokens)
-        loss.backward()
+        for rows in tokens.split(n_row):
+            with torch.autocast("cuda", torch.bfloat16, enabled=is_gpu):
+                part = next_token_loss(model, rows)
+            if len(rows) < len(tokens):
+                part = part * (len(rows) / len(tokens))
+            part.backward()
+            loss += part.detach()
     return loss, len(chosen)
 
 

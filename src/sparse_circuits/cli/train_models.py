@@ -69,6 +69,8 @@ def train(
     out: Out,
     corpus: Annotated[Path, tyro.conf.arg(help="A finished corpus.")],
     dry_run: Annotated[bool, tyro.conf.arg(help="Say what it will take, and stop.")] = False,
+    profile: Annotated[bool, tyro.conf.arg(help="Say where a step's time goes, and stop.")] = False,
+    device: Annotated[str, tyro.conf.arg(help="Where to compute: cpu, cuda or cuda:N.")] = "cpu",
     json: Json = False,
 ) -> None:
     """Train a model from a preset or a settings file, or go on with the run that OUT holds."""
@@ -79,7 +81,13 @@ def train(
         plan = training.plan(config, corpus)
         tell(dataclasses.asdict(plan), str(plan), json=json)
         return
-    training.train(config, corpus=corpus, out=out, progress=terminal())
+    if profile:
+        from sparse_circuits import profiling
+
+        found = profiling.profile_training(config, corpus=corpus, device=device)
+        tell({"profiles": [dataclasses.asdict(one) for one in found]}, profiling.table(found), json=json)
+        return
+    training.train(config, corpus=corpus, out=out, progress=terminal(), device=device)
     last = read_records(out / "metrics.jsonl")[-1]
     lines = [
         f"validation loss on {name}: {loss:.3f} nats a token (bigram table {last['bigram_loss'][name]:.3f})"

@@ -6,14 +6,14 @@ takes its place.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.kernels import cpu, cpu_around, cpu_gate, reference
+from sparse_circuits.kernels import cpu, cpu_around, cpu_gate, cuda, reference
 from sparse_circuits.kernels import packed as _packed
 from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
@@ -90,20 +90,37 @@ def sink_attention(
 
 def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:
     """Zero all but the `n_keep` largest entries in place; see `reference.keep_largest_`."""
-    _check_count(n_keep, weight.numel())
-    if n_alive:
-        if weight.ndim != 2 or neuron_axis not in (0, 1):
-            raise ValueError(
-                f"neurons are rows (0) or columns (1) of a matrix, not axis {neuron_axis} of {weight.ndim}"
-            )
-        n_neuron, n_entry = weight.shape[neuron_axis], weight.shape[1 - neuron_axis]
-        n_alive = min(n_alive, n_entry)
-        if n_alive * n_neuron > n_keep:
-            raise ValueError(f"{n_alive * n_neuron} protected entries exceed n_keep {n_keep}")
+    n_alive = _checked_alive(weight, n_keep, n_alive, neuron_axis)
     for version in _versions():
         if version.can_keep_largest(weight):
             return version.keep_largest_(weight, n_keep, n_alive=n_alive, neuron_axis=neuron_axis)
     return reference.keep_largest_(weight, n_keep, n_alive=n_alive, neuron_axis=neuron_axis)
+
+
+def keep_largest_many_(jobs: Sequence[tuple[Tensor, int, int, int]]) -> None:
+    """Project many weights; on a GPU all together.
+
+    Args:
+        jobs: For each weight, the arguments of `keep_largest_`: weight, n_keep, n_alive, neuron_axis.
+    """
+    if jobs and not _forced_reference and all(cuda.can_keep_largest(job[0]) for job in jobs):
+        cuda.keep_largest_many_([(w, n, _checked_alive(w, n, alive, axis), axis) for w, n, alive, axis in jobs])
+        return
+    for weight, n_keep, n_alive, axis in jobs:
+        keep_largest_(weight, n_keep, n_alive=n_alive, neuron_axis=axis)
+
+
+def _checked_alive(weight: Tensor, n_keep: int, n_alive: int, neuron_axis: int) -> int:
+    """Return how many entries of each neuron are protected, after checking all that was asked for."""
+    _check_count(n_keep, weight.numel())
+    if n_alive == 0:
+        return 0
+    if weight.ndim != 2 or neuron_axis not in (0, 1):
+        raise ValueError(f"neurons are rows (0) or columns (1) of a matrix, not axis {neuron_axis} of {weight.ndim}")
+    n_alive = min(n_alive, weight.shape[1 - neuron_axis])
+    if n_alive * weight.shape[neuron_axis] > n_keep:
+        raise ValueError(f"{n_alive * weight.shape[neuron_axis]} protected entries exceed n_keep {n_keep}")
+    return n_alive
 
 
 def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
@@ -121,9 +138,8 @@ def packed_linear(
     """Map vectors by a packed weight; see `reference.packed_linear`."""
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"vectors of width {x.shape[-1]} don't fit a weight of {weight.shape[1]} sources")
-    for version in _versions():
-        if version.can_pack(x):
-            return version.packed_linear(x, weight, bias, dense)
+    if has_fast_products(x):
+        return cpu.packed_linear(x, weight, bias, dense)
     return reference.packed_linear(x, weight, bias, dense)
 
 
@@ -133,7 +149,7 @@ def has_fast_products(x: Tensor) -> bool:
 
 
 def _versions() -> tuple[ModuleType, ...]:
-    return () if _forced_reference else (cpu,)
+    return () if _forced_reference else (cpu, cuda)
 
 
 def _for_topk(x: Tensor) -> ModuleType:

@@ -1,0 +1,116 @@
+"""Each kernel against what it stands in for: torch.topk with a scatter, the release's projection, dense products.
+
+    python benchmarks/kernels.py [--peer CHECKOUT] [--device cuda] [--rounds 7] [--clock processor]
+
+CHECKOUT is openai/circuit_sparsity with its training script, whose own projection is then timed on a layer's largest
+matrix. On a GPU each row also has the time that moving its bytes once takes, from a copy measured in the same run.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from measuring import in_turn, parser, report, told
+from peers import release
+
+from sparse_circuits import kernels
+
+
+def scattered(x: torch.Tensor, n_keep: int) -> torch.Tensor:
+    """Keep the largest magnitudes as is usual: topk, gather, scatter."""
+    places = torch.topk(x.abs(), n_keep, dim=-1, sorted=False).indices
+    return torch.zeros_like(x).scatter_(-1, places, x.gather(-1, places))
+
+
+def one_matrix(weight: torch.Tensor) -> SimpleNamespace:
+    """Return the least that the release's projection takes for a model: one matrix by the name of an MLP's."""
+    nothing = SimpleNamespace(weight=None)
+    return SimpleNamespace(
+        named_parameters=lambda: [("mlp.c_fc.weight", weight)],
+        config=SimpleNamespace(cat_pos_emb=False),
+        transformer=SimpleNamespace(wpe=nothing, wte=nothing),
+        lm_head=nothing,
+    )
+
+
+def cases(arguments) -> dict[str, tuple[dict[str, Callable[[], object]], int]]:
+    """Return what is timed: by case, ours first, then the other; and the bytes that ours has to move once."""
+    device, found = arguments.device, {}
+    for n_row, width in (
+        ((4096, 256), (4096, 1024), (512, 4096)) if device == "cpu" else ((16_384, 1024), (16_384, 4096))
+    ):
+        x = torch.randn(n_row, width, device=device)
+        act = {"ours": lambda x=x: kernels.abs_topk(x, x.shape[-1] // 4)}
+        act["torch.topk and scatter"] = lambda x=x: scattered(x, x.shape[-1] // 4)
+        found[f"AbsTopK forward, {n_row} × {width}"] = (act, 9 * x.numel())
+    weight = torch.randn(4096, 1024, device=device) * 0.02
+    train = release(arguments.peer, "train") if arguments.peer else None
+    for density in (0.9, 0.25, 1 / 64):
+        n_keep = int(density * weight.numel())
+
+        def project(w: torch.Tensor = weight, n: int = n_keep) -> None:
+            kernels.keep_largest_(w.clone(), n, n_alive=4)
+
+        act = {"ours": project}
+        if train:
+            how = {"expansion_factor": 4, "expansion_factor_mlp": 4, "achyuta_mixed_neuronwise_v2": True}
+            how |= {"minimum_alive_per_neuron": 4, "pfrac": 16 * density, "final_pfrac": 16 * density}
+            act["the release's"] = lambda h=how: train.apply_topk_(one_matrix(weight.clone()), **h)
+        found[f"projection of 4.2 million weights to {density:.3g}, 4 a neuron"] = (act, 8 * weight.numel())
+    if device != "cpu":
+        many = [torch.randn(4096, 1024, device=device) for _ in range(24)]
+        jobs = [(w, w.numel() // 64, 4, 0) for w in many]
+        found["projection of 100 million weights together"] = (
+            {"ours": lambda: kernels.keep_largest_many_(jobs)},
+            8 * 24 * weight.numel(),
+        )
+        return found
+    for n_row, n_source, n_target in ((2048, 256, 1024), (512, 1024, 4096)):
+        x = torch.randn(n_row, n_source)
+        for density in (0.001, 1 / 64, 0.05, 0.1, 0.2):
+            w = torch.randn(n_target, n_source) * (torch.rand(n_target, n_source) < density)
+            packed = kernels.pack(w)
+            act = {"ours": lambda x=x, p=packed: kernels.packed_linear(x, p), "dense": lambda x=x, w=w: x @ w.T}
+            found[f"product of {n_row} vectors, {n_target} × {n_source}, density {density:.3g}"] = (act, 0)
+            act = {"ours": lambda w=w: kernels.pack(w)}
+            found[f"packing {n_target} × {n_source}, density {density:.3g}"] = (act, 0)
+    return found
+
+
+def main() -> None:
+    """Time each case."""
+    parse = parser(__doc__)
+    parse.add_argument("--peer", type=Path)
+    arguments = parse.parse_args()
+    copied = torch.randn(1 << 26, device=arguments.device)
+    rows, results = (
+        [["what", "ours", "other", "ratio", *(["its bytes once", "ratio"] * (arguments.device != "cpu"))]],
+        {},
+    )
+    for name, (actions, n_byte) in cases(arguments).items():
+        timed = dict(actions)
+        if arguments.device != "cpu":
+            timed["copy"] = copied.clone
+        found = results[name] = in_turn(timed, rounds=arguments.rounds, clock=arguments.clock, device=arguments.device)
+        other = next((seconds for key, seconds in found.items() if key not in ("ours", "copy")), None)
+        row = [
+            name,
+            told(found["ours"]),
+            told(other) if other else "–",
+            f"{other / found['ours']:.1f}" if other else "–",
+        ]
+        if "copy" in found:
+            floor = found["copy"] * n_byte / (8 * copied.numel())
+            row += [told(floor), f"{found['ours'] / floor:.1f}"]
+        rows.append(row)
+    notes = [f"medians of {arguments.rounds}, {arguments.clock} time, {torch.get_num_threads()} threads"]
+    if not arguments.peer:
+        notes.append(
+            "the release's projection was not timed: --peer names a checkout of openai/circuit_sparsity with train.py"
+        )
+    report("kernels", arguments, rows, results, notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_circuits import kernels as kernels
+    from sparse_circuits.bridges.learning import train_bridges as train_bridges
+    from sparse_circuits.bridges.maps import Bridge as Bridge
+    from sparse_circuits.bridges.ridge import ridge_bridge as ridge_bridge
     from sparse_circuits.circuit import Circuit as Circuit
+    from sparse_circuits.configs import BridgeConfig as BridgeConfig
     from sparse_circuits.configs import CorpusConfig as CorpusConfig
     from sparse_circuits.configs import MatchConfig as MatchConfig
     from sparse_circuits.configs import ModelConfig as ModelConfig
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
     from sparse_circuits.viewer import view as view
 
 _HOMES = {
+    "Bridge": "bridges.maps",
+    "BridgeConfig": "configs",
+    "ridge_bridge": "bridges.ridge",
+    "train_bridges": "bridges.learning",
     "Circuit": "circuit",
     "CorpusConfig": "configs",
     "MatchConfig": "configs",

@@ -1,6 +1,7 @@
 """Every setting of the package; needs no torch."""
 
 from sparse_circuits.configs.checks import CHECKS, COSTLY, Check, VerifyConfig
+from sparse_circuits.configs.bridges import BridgeConfig
 from sparse_circuits.configs.circuits import MatchConfig, PruneConfig
 from sparse_circuits.configs.demos import DemoConfig
 from sparse_circuits.configs.models import NODE_SITES, STREAM_SITES, ModelConfig
@@ -12,6 +13,7 @@ __all__ = [
     "NODE_SITES",
     "STREAM_SITES",
     "Check",
+    "BridgeConfig",
     "CorpusConfig",
     "DemoConfig",
     "MatchConfig",

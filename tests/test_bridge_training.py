@@ -128,7 +128,12 @@ def test_a_bridge_refuses_another_pair_by_hash(bridged, sparse_run):
 def test_a_bridge_round_trips(dense_run, sparse_run, idioms_corpus, quick_run, tmp_path):
     paths = (str(dense_run), str(sparse_run))
     found = ridge_bridge(
-        sparse=load(sparse_run), dense=load(dense_run), corpus=idioms_corpus, train=quick_run, config=CONFIG, paths=paths
+        sparse=load(sparse_run),
+        dense=load(dense_run),
+        corpus=idioms_corpus,
+        train=quick_run,
+        config=CONFIG,
+        paths=paths,
     )
     found.save(tmp_path / "quick")
     again = Bridge.load(tmp_path / "quick")
@@ -151,7 +156,7 @@ def test_a_diverging_loss_stops_and_leaves_the_last_checkpoint(dense_run, short,
         return dataclasses.replace(losses, next_token=2.1 * math.log(512)) if step == 13 else losses
 
     monkeypatch.setattr(learning, "backward", diverges)
-    with pytest.raises(ConfigError, match="at step 13 .*: it diverged; the last checkpoint is good"):
+    with pytest.raises(ConfigError, match=r"at step 13 .*: it diverged; the last checkpoint is good"):
         train_bridges(CONFIG, dense=dense_run, out=tmp_path / "run", train=short)
     assert checkpoint.latest_checkpoint(tmp_path / "run").name == "00000010"
     monkeypatch.undo()
@@ -182,8 +187,10 @@ def test_models_of_different_depth_need_a_map():
 
 
 def test_another_tokenizer_is_refused_with_what_to_do(dense_run, short, tmp_path, untrained_run):
-    with pytest.raises(ConfigError, match="another tokenizer .1,024 tokens. than the dense model .512.*corpus --tok"):
-        train_bridges(CONFIG, dense=dense_run, corpus=untrained_run.parent / "corpus", out=tmp_path / "run", train=short)
+    with pytest.raises(ConfigError, match=r"another tokenizer .1,024 tokens. than the dense model .512.*corpus --tok"):
+        train_bridges(
+            CONFIG, dense=dense_run, corpus=untrained_run.parent / "corpus", out=tmp_path / "run", train=short
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -1,12 +1,14 @@
-"""Commands that carry a sparse model over to a dense one: bridge, steer."""
+"""Commands that carry a sparse model over to a dense one: bridge, hybrids, steer, transfer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from sparse_circuits.cli.told import Json, Out, tell, wrote
-from sparse_circuits.configs import BridgeConfig, TrainConfig
+from sparse_circuits.cli.told import Json, Out, task_for, tell, wrote
+from sparse_circuits.configs import BridgeConfig, SteerConfig, TrainConfig
+
+BridgeFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="What `bridge` wrote.")]
 
 
 def bridge(
@@ -49,3 +51,100 @@ def bridge(
     last = read_records(out / "metrics.jsonl")[-1]
     tell(last, found.shown(), json=json)
     wrote(out)
+
+
+def hybrids(
+    bridge: BridgeFolder,
+    n_token: Annotated[int, tyro.conf.arg(help="Held-out tokens.")] = 16_384,
+    beside: Annotated[tuple[Path, ...], tyro.conf.arg(help="More models to compare with, such as a dense seed.")] = (),
+    out: Annotated[Path | None, tyro.conf.arg(help="Folder to write into; the bridge's own if left out.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure every single transition between the models on held-out text, with anchors beside them."""
+    from sparse_circuits.bridges import paths
+    from sparse_circuits.bridges.maps import Bridge
+    from sparse_circuits.bridges.residual import OwnModel
+    from sparse_circuits.loading import load
+    from sparse_circuits.runlog import terminal
+
+    opened = Bridge.load(bridge)
+    train, corpus = _text_of(opened)
+    folder = out or bridge
+    found = paths.evaluate_hybrids(
+        opened,
+        corpus=corpus,
+        train=train,
+        n_token=n_token,
+        others={str(path): OwnModel(load(path)) for path in beside},
+        out=folder,
+        progress=terminal(),
+    )
+    tell(found, paths.table(found), json=json)
+    wrote(folder / "hybrids.json")
+
+
+def steer(
+    bridge: BridgeFolder,
+    config: Annotated[SteerConfig, tyro.conf.arg(name="")],
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="Name of the task, or a file of pairs.")],
+    out: Out,
+    node: Annotated[
+        str | None, tyro.conf.arg(help="A node at a read location, such as 2.mlp.act_in:17; needed without --find.")
+    ] = None,
+    find: Annotated[bool, tyro.conf.arg(help="Choose the node, and with it the layer, on `select`.")] = False,
+    json: Json = False,
+) -> None:
+    """Steer the dense model with one node of the sparse one, beside every control; results are on `test`."""
+    from sparse_circuits.bridges import steering
+    from sparse_circuits.bridges.maps import Bridge
+    from sparse_circuits.errors import ConfigError
+    from sparse_circuits.runlog import terminal
+
+    if find == (node is not None):
+        raise ConfigError(
+            "name a node with --node, or say --find" if node is None else "say --node or --find, not both"
+        )
+    opened = Bridge.load(bridge)
+    train, corpus = _text_of(opened)
+    found = steering.steer(
+        opened,
+        task_for(opened.sparse, task, 0),
+        node,
+        config,
+        corpus=corpus,
+        train=train,
+        out=out,
+        progress=terminal(),
+    )
+    tell(found, steering.table(found), json=json)
+    wrote(out / "steer.json")
+    wrote(out / "steer.svg")
+
+
+def transfer(
+    bridge: BridgeFolder,
+    circuit: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="A circuit of the bridge's sparse model.")],
+    out: Annotated[Path | None, tyro.conf.arg(help="Folder to write into; the circuit's own if left out.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure how much of the dense model's answer survives in the nodes of a sparse circuit."""
+    from sparse_circuits.bridges import transfer as carried
+    from sparse_circuits.bridges.maps import Bridge
+    from sparse_circuits.circuit import Circuit
+
+    opened = Bridge.load(bridge)
+    cut_out = Circuit.load(circuit, opened.sparse)
+    train, corpus = _text_of(opened)
+    name = cut_out.task.get("path") or cut_out.task["name"]
+    task = task_for(opened.sparse, name, cut_out.task["seed"], cut_out.task.get("max_token"))
+    folder = out or circuit
+    found = carried.transfer_circuit(opened, cut_out, task, corpus=corpus, train=train, out=folder)
+    tell(found, carried.table(found), json=json)
+    wrote(folder / "transfer.json")
+
+
+def _text_of(bridge: Any) -> Any:
+    """Return the settings and the corpus of the bridge's sparse run."""
+    from sparse_circuits.ablation import run_of
+
+    return run_of(bridge.sparse.folder)

@@ -2,6 +2,7 @@
 
 from sparse_circuits.configs.checks import CHECKS, COSTLY, Check, VerifyConfig
 from sparse_circuits.configs.bridges import BridgeConfig
+from sparse_circuits.configs.bridges import BridgeConfig, SteerConfig
 from sparse_circuits.configs.circuits import MatchConfig, PruneConfig
 from sparse_circuits.configs.demos import DemoConfig
 from sparse_circuits.configs.models import NODE_SITES, STREAM_SITES, ModelConfig
@@ -21,6 +22,7 @@ __all__ = [
     "OptimizerConfig",
     "PruneConfig",
     "SparsityConfig",
+    "SteerConfig",
     "TrainConfig",
     "VerifyConfig",
 ]

@@ -127,7 +127,9 @@ def draw_steering(found: dict[str, Any]) -> str:
             chart.line(lines["value"], colour, f"other answer, {row['name'].partition(' (')[0]}")
         elif row["strengths"][-1] == 1.0:
             chart.dot(1.0, other[-1]["value"], "c3", f"{row['name']}: {other[-1]['value']:.3f}")
-            chart.labels.append((chart.y(other[-1]["value"]), f"· {row['name'].partition(',')[0]}", "c3"))
+            chart.labels.append(
+                (chart.y(other[-1]["value"]), f"· {row['name'].partition(',')[0].partition(' of ')[0]}", "c3")
+            )
     return chart.svg()
 
 

@@ -13,7 +13,7 @@ from sparse_circuits import checkpoint
 from sparse_circuits.ablation import run_of
 from sparse_circuits.bridges.maps import Bridge, Bridges, fill_bridges, refuse_other_tokenizer
 from sparse_circuits.bridges.objective import Losses, backward
-from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen
+from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, open_residual
 from sparse_circuits.bridges.ridge import Moments, corpus_for, fit_ridge_, new_bridges, record_moments, text_batches
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.configs import BridgeConfig, OptimizerConfig, TrainConfig
@@ -76,7 +76,7 @@ def train_bridges(
     if (sparse is None) == (train is None):
         raise ConfigError("give either a finished sparse run to start from, or the settings of a new sparse model")
     dense_path = str(dense) if isinstance(dense, Path | str) else None
-    other = frozen(as_residual(load(dense) if isinstance(dense, Path | str) else dense))
+    other = frozen(open_residual(dense) if isinstance(dense, Path | str) else as_residual(dense))
     corpus = corpus_for(corpus, dense_path)
     if sparse is not None:
         train = continued(sparse, config)
@@ -126,11 +126,9 @@ def start_of(dense: Path, sparse: Path | None, train: TrainConfig | None) -> Tra
         return None
     if train is not None:
         return train
-    found = load(dense)
-    context = min(SMALL.context, found.config.n_ctx)
-    shape = dataclasses.replace(
-        SMALL.model, n_layer=found.config.n_layer, n_vocab=found.config.n_vocab, n_ctx=found.config.n_ctx
-    )
+    found = open_residual(dense)
+    context = min(SMALL.context, found.n_ctx)
+    shape = dataclasses.replace(SMALL.model, n_layer=found.n_sublayer // 2, n_vocab=found.n_vocab, n_ctx=context)
     return dataclasses.replace(SMALL, model=shape, context=context)
 
 

@@ -10,11 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparse_circuits import kernels
-from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen
+from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, open_residual
 from sparse_circuits.checkpoint import load_arrays, save_arrays
 from sparse_circuits.errors import ConfigError, FormatError, WrongModelError
 from sparse_circuits.files import is_done, mark_done, read_json, refuse_finished, write_json
-from sparse_circuits.loading import load as load_model
 from sparse_circuits.model import Transformer
 from sparse_circuits.tokenizer import Tokenizer
 
@@ -278,4 +277,4 @@ def _opened(folder: Path, described: dict[str, Any], name: str) -> ResidualModel
     path = described[name]["path"]
     if path is None:
         raise FormatError(f"{folder}: the bridge does not say where its {name} model lies; pass the model")
-    return OwnModel(load_model((folder / path).resolve()))
+    return open_residual((folder / path).resolve())

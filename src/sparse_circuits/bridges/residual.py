@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.errors import ConfigError
+from sparse_circuits.formats.hf_residual import is_hf_folder, open_hf
+from sparse_circuits.loading import load
 from sparse_circuits.model import Block, Norm, Transformer
+from sparse_circuits.norms import gained, norm_divisor
 from sparse_circuits.taps import replacing
 from sparse_circuits.tokenizer import Tokenizer
 
@@ -36,6 +40,11 @@ class ResidualModel(Protocol):
     @property
     def n_ctx(self) -> int:
         """Longest context, in tokens."""
+        ...
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens that it has logits for."""
         ...
 
     @property
@@ -99,6 +108,11 @@ class OwnModel:
         return self.model.config.n_ctx
 
     @property
+    def n_vocab(self) -> int:
+        """Tokens that it has logits for."""
+        return self.model.config.n_vocab
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """What its tokens mean."""
         return self.model.tokenizer
@@ -149,18 +163,6 @@ class OwnModel:
             yield
 
 
-def norm_divisor(x: Float[Tensor, "*batch d_model"], *, centres: bool) -> Float[Tensor, "*batch"]:
-    """Return the root mean square of each vector, or its standard deviation where the norm centres."""
-    if centres:
-        x = x - x.mean(-1, keepdim=True)
-    return x.square().mean(-1).sqrt()
-
-
-def gained(x: Float[Tensor, "*batch d_model"], gain: Tensor, *, centres: bool) -> Float[Tensor, "*batch d_model"]:
-    """Return the numerator of a norm: centred if it centres, times its gain."""
-    return (x - x.mean(-1, keepdim=True) if centres else x) * gain
-
-
 def read_location(site: int, n_sublayer: int) -> str:
     """Name the read behind a site, such as `2.mlp.act_in` for site 5.
 
@@ -170,6 +172,16 @@ def read_location(site: int, n_sublayer: int) -> str:
     if not 0 <= site < n_sublayer:
         raise ConfigError(f"site {site} has no read with nodes; sites 0 to {n_sublayer - 1} have one")
     return f"{site // 2}.{'mlp' if site % 2 else 'attn'}.act_in"
+
+
+def open_residual(path: Path | str) -> ResidualModel:
+    """Open a dense model as bridges see it: a folder that `sc.load` opens, or one of transformers (extra `hf`).
+
+    Raises:
+        FormatError: Nothing there is a model, or its blocks are of another kind.
+        ConfigError: It needs the extra `hf`.
+    """
+    return open_hf(path) if is_hf_folder(Path(path)) else OwnModel(load(path))
 
 
 def as_residual(model: "Transformer | ResidualModel") -> ResidualModel:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from sparse_circuits.ablation import run_of
 from sparse_circuits.bridges.maps import Bridge, Bridges, refuse_other_tokenizer, site_pairs
-from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, streams
+from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, open_residual, streams
 from sparse_circuits.configs import BridgeConfig, TrainConfig
 from sparse_circuits.corpus.shards import Batches, Corpus
 from sparse_circuits.errors import ConfigError
+from sparse_circuits.formats.hf_residual import is_hf_folder
 from sparse_circuits.loading import load
 from sparse_circuits.model import Transformer
 
@@ -180,7 +181,7 @@ def quick_bridge(config: BridgeConfig, *, dense: Path, sparse: Path | None, corp
     train, own_corpus = run_of(sparse)
     return ridge_bridge(
         sparse=load(sparse),
-        dense=load(dense),
+        dense=open_residual(dense),
         corpus=own_corpus if corpus is None else Corpus(corpus),
         train=train,
         config=config,
@@ -198,7 +199,7 @@ def corpus_for(corpus: Corpus | Path | str | None, dense: str | None) -> Corpus:
         return corpus
     if corpus is not None:
         return Corpus(corpus)
-    if dense is None or not (Path(dense) / "config.json").exists():
+    if dense is None or is_hf_folder(Path(dense)):
         raise ConfigError("name a corpus: the dense model comes from no run folder")
     return run_of(Path(dense))[1]
 

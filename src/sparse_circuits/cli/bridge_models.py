@@ -12,7 +12,9 @@ BridgeFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="What `b
 
 
 def bridge(
-    dense: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="The dense model's folder.")],
+    dense: Annotated[
+        Path, tyro.conf.Positional, tyro.conf.arg(help="The dense model's folder: a run, or one of transformers.")
+    ],
     out: Out,
     config: Annotated[BridgeConfig, tyro.conf.arg(name="")],
     sparse: Annotated[
@@ -63,8 +65,7 @@ def hybrids(
     """Measure every single transition between the models on held-out text, with anchors beside them."""
     from sparse_circuits.bridges import paths
     from sparse_circuits.bridges.maps import Bridge
-    from sparse_circuits.bridges.residual import OwnModel
-    from sparse_circuits.loading import load
+    from sparse_circuits.bridges.residual import open_residual
     from sparse_circuits.runlog import terminal
 
     opened = Bridge.load(bridge)
@@ -75,7 +76,7 @@ def hybrids(
         corpus=corpus,
         train=train,
         n_token=n_token,
-        others={str(path): OwnModel(load(path)) for path in beside},
+        others={str(path): open_residual(path) for path in beside},
         out=folder,
         progress=terminal(),
     )

@@ -123,7 +123,7 @@ def test_gradient_of_the_read_is_the_finite_difference():
     reads = EditedReads(bridge.dense, 0, prompts)
     grad = finding.read_gradient(reads)
     step = 1e-2 * torch.randn(grad.shape, generator=torch.Generator().manual_seed(0))
-    rows = slice(0, len(prompts))
+    rows = torch.arange(len(prompts))
     plus, minus = (reads.log_probabilities(rows, sign * step) for sign in (1, -1))
     measured = ((plus - minus)[:, 1] - (plus - minus)[:, 0]) / 2
     torch.testing.assert_close((grad * step).sum((1, 2)), measured, rtol=2e-2, atol=1e-4)

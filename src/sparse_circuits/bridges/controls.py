@@ -18,9 +18,9 @@ from sparse_circuits.errors import ConfigError
 
 
 def along(
-    change: Float[Tensor, "prompt pos"], direction: Float[Tensor, " d_dense"]
-) -> Float[Tensor, "prompt pos d_dense"]:
-    """Return the edit that adds `change` times a direction."""
+    change: Float[Tensor, "prompt pos"], direction: Float[Tensor, "*row d_dense"]
+) -> Float[Tensor, "*row prompt pos d_dense"]:
+    """Return the edit that adds `change` times a direction; several have axes of length 1 for prompts and tokens."""
     return change[..., None] * direction
 
 

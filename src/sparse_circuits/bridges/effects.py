@@ -1,10 +1,10 @@
 """What the dense model answers when something is added to one of its reads."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.bridges.directions import Prompts, partner
@@ -69,7 +69,26 @@ class EditedReads:
         found = torch.cat([self.log_probabilities(rows, None if edit is None else edit[rows]) for rows in self.rows()])
         return Answers(found[:, 0].exp(), found[:, 1].exp())
 
-    def log_probabilities(self, rows: slice, edit: Float[Tensor, "row pos d_dense"] | None) -> Float[Tensor, "row 2"]:
+    @torch.no_grad()
+    def answers_to(
+        self, edit_for: Callable[[Float[Tensor, "row d_dense"]], Tensor], directions: Float[Tensor, "row d_dense"]
+    ) -> list[Answers]:
+        """Return the answers to many edits, one a direction; several run in one pass.
+
+        Args:
+            edit_for: Makes edits (row, prompt, pos, d_dense) from directions.
+            directions: One a row.
+        """
+        n, found = len(self.prompts), []
+        for part in directions.split(max(1, N_ROW // n)):
+            index = torch.arange(n).repeat(len(part))
+            log_p = self.log_probabilities(index, edit_for(part).flatten(0, 1)).unflatten(0, (len(part), n))
+            found += [Answers(p[:, 0].exp(), p[:, 1].exp()) for p in log_p]
+        return found
+
+    def log_probabilities(
+        self, rows: Int[Tensor, " row"], edit: Float[Tensor, "row pos d_dense"] | None
+    ) -> Float[Tensor, "row 2"]:
         """Return ln P of own and other answer of some prompts; gradients flow to the edit."""
         prompts = self.prompts
         length = prompts.length[rows]
@@ -86,10 +105,9 @@ class EditedReads:
         log_p = self.dense.unembed(end, tokens.gather(1, at))[:, 0].log_softmax(-1)
         return log_p.gather(1, torch.stack((prompts.own[rows], prompts.other[rows]), 1))
 
-    def rows(self) -> Iterator[slice]:
-        """Yield the prompts in parts."""
-        for start in range(0, len(self.prompts), N_ROW):
-            yield slice(start, min(start + N_ROW, len(self.prompts)))
+    def rows(self) -> Iterator[Int[Tensor, " row"]]:
+        """Yield the prompts' numbers in parts."""
+        yield from torch.arange(len(self.prompts)).split(N_ROW)
 
 
 def edit_norm(edit: Float[Tensor, "prompt pos d_dense"]) -> float:

@@ -146,11 +146,15 @@ def _null(bridge: Bridge, task: Task, node: ReadNode, config: SteerConfig) -> di
     generator = torch.Generator().manual_seed(config.seed)
     rows, _ = null_directions(bridge, node, prompts, n_row=N_NULL_ROW, generator=generator)
 
-    def accuracy(direction: Tensor) -> float:
-        return float(reads.answers(projection_change(natural, partner(natural), direction)).follows.mean())
+    change = partner(natural) - natural
 
-    values = torch.tensor([accuracy(row) for row in rows])
-    own = accuracy(read_direction(bridge, node))
+    def edits(part: Tensor) -> Tensor:
+        unit = part / part.norm(dim=1, keepdim=True)
+        return torch.einsum("bpd,rd->rbp", change, unit)[..., None] * unit[:, None, None]
+
+    answers = reads.answers_to(edits, torch.cat((read_direction(bridge, node)[None], rows)))
+    accuracies = torch.tensor([float(a.follows.mean()) for a in answers])
+    own, values = float(accuracies[0]), accuracies[1:]
     return {
         "n_row": len(rows),
         "n_pair": len(prompts) // 2,

@@ -148,7 +148,7 @@ def evaluate_hybrids(
     errors = reconstruction(bridge, windows[: max(1, 4096 // windows.shape[1])])
     transitions = [
         {"site": s, "dense_site": d, "to": to, "kind": kind, **_entry(measured[f"{kind} {to} {place}"], base)}
-        for kind in (bridge.kind, "ridge", "mean-ablated")
+        for kind in dict.fromkeys((bridge.kind, "ridge", "mean-ablated"))
         for to in ("sparse", "dense")
         for place, (s, d) in enumerate(bridge.bridges.sites)
         if f"{kind} {to} {place}" in measured

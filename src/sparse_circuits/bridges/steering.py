@@ -144,19 +144,20 @@ class _Experiment:
         self.reads = EditedReads(bridge.dense, self.node.dense_site, self.prompts)
         self.change = read_changes(bridge, self.node.location, self.prompts)[..., self.node.channel]
         self.edit = along(self.change, self.direction)
-        self.others = self._other_tasks()
+        self.others: dict[str, Prompts] = {}
+        self.left_out: dict[str, str] = {}
+        self._draw_other_tasks()
 
-    def _other_tasks(self) -> dict[str, Prompts]:
-        """Draw the other tasks' prompts of `select`, as far as the tokenizer allows."""
-        found = {}
+    def _draw_other_tasks(self) -> None:
+        """Draw the other tasks' prompts of `select`, and note which the tokenizer breaks."""
         for name in self.config.other_tasks:
             if name != self.task.name:
                 try:
                     made = draw_task(name, self.bridge.sparse.tokenizer, seed=self.task.seed)
-                except TaskError:
-                    continue  # what is missing is seen in the table of costs
-                found[name] = Prompts.of(take_evenly(made.split("select"), self.config.n_select_pair))
-        return found
+                except TaskError as error:
+                    self.left_out[name] = str(error)
+                    continue
+                self.others[name] = Prompts.of(take_evenly(made.split("select"), self.config.n_select_pair))
 
     def edits(self, corpus: Corpus, train: TrainConfig) -> list[tuple[str, Tensor | None]]:
         """Return every edit by what it is."""
@@ -241,14 +242,14 @@ class _Experiment:
             self.bridge, self.node, prompts, n_row=self.config.n_null_row, generator=generator
         )
 
-        def p_other(direction: Tensor, strength: float) -> float:
-            return float(reads.answers(strength * along(change, direction)).other.mean())
-
+        scaled = torch.stack([at_norm_of(row, self.direction) for row in rows])
+        both = torch.cat((self.direction[None], scaled, -scaled))
         bands: dict[str, Any] = {"n_row": len(rows), "n_own_location": n_own, "n_pair": len(pairs), "strengths": []}
         for strength in (0.5, 1.0):
-            scaled = [at_norm_of(row, self.direction) for row in rows]
-            values = torch.tensor([max(p_other(row, strength), p_other(-row, strength)) for row in scaled])
-            node = p_other(self.direction, strength)
+            answers = reads.answers_to(lambda part, s=strength: s * along(change, part[:, None, None]), both)
+            found = torch.tensor([float(a.other.mean()) for a in answers])
+            node = float(found[0])
+            values = found[1:].unflatten(0, (2, -1)).amax(0)
             bands["strengths"].append(
                 {
                     "strength": strength,
@@ -276,6 +277,7 @@ class _Experiment:
         return {
             "neutral_kl": kl,
             "other_accuracy": {name: {"without": a, "with": b} for name, (a, b) in accuracy.items()},
+            "left_out": self.left_out,
         }
 
 
@@ -321,6 +323,7 @@ def table(found: dict[str, Any]) -> str:
     lines.append(f"KL on neutral text, nats a token: {kl}")
     for name, value in found["costs"]["other_accuracy"].items():
         lines.append(f"accuracy on {name}: {value['without']:.3f} without, {value['with']:.3f} with")
+    lines += [f"left out: {reason}" for reason in found["costs"]["left_out"].values()]
     if "mechanism" in found:
         lines += ["", mechanism_table(found["mechanism"])]
     return "\n".join(lines)

@@ -76,7 +76,7 @@ def hybrids(
         corpus=corpus,
         train=train,
         n_token=n_token,
-        others={str(path): open_residual(path) for path in beside},
+        others={path.name: open_residual(path) for path in beside},
         out=folder,
         progress=terminal(),
     )

@@ -25,6 +25,7 @@ from sparse_circuits.bridges.effects import EditedReads
 from sparse_circuits.bridges.interchange import encoded_change, projection_change
 from sparse_circuits.bridges.maps import Bridge
 from sparse_circuits.bridges.residual import read_location
+from sparse_circuits.bridges.stream_view import on_stream
 from sparse_circuits.bridges.transfer import separation
 from sparse_circuits.configs import SteerConfig
 from sparse_circuits.errors import ConfigError, TapError
@@ -109,6 +110,25 @@ def test_a_known_node_steers_the_rotated_model_exactly_as_its_partner_would():
     assert bool((flipped.own > plain.own).all())
     half = reads.answers(0.5 * edit)
     torch.testing.assert_close(half.own, half.other, rtol=1e-4, atol=1e-5)
+
+
+def test_an_edit_of_the_stream_is_an_edit_of_the_stream():
+    bridge, prompts = known_bridge(), Prompts.of(known_task().split("test"))
+    seen = on_stream(bridge)
+    node = read_node(seen, NODE)
+    direction = read_direction(seen, node)
+    # Δx_s = Δa ρ_s / γ_s, and the decoder's column takes it over.
+    torch.testing.assert_close(direction, bridge.bridges.decoders[0].weight[:, 0] * bridge.rms[0][0])
+    change = read_changes(seen, node.location, prompts)[..., node.channel]
+    reads = EditedReads(seen.dense, node.dense_site, prompts)
+    edit = controls.along(change, direction)
+    torch.testing.assert_close(edit, reads.natural, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        x = bridge.dense.embed(prompts.tokens)
+        with seen.dense.adding(1, edit):
+            added = seen.dense.run(x)
+        torch.testing.assert_close(added, bridge.dense.run(bridge.dense.run(x, 0, 1) + edit, 1))
+        assert torch.equal(seen.dense.run(x), bridge.dense.run(x))
 
 
 def test_the_search_finds_the_known_node():

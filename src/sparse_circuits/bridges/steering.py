@@ -32,6 +32,7 @@ from sparse_circuits.bridges.finding import find_nodes
 from sparse_circuits.bridges.interchange import mechanism, mechanism_table
 from sparse_circuits.bridges.maps import Bridge, Bridges
 from sparse_circuits.bridges.ridge import ridge_bridge
+from sparse_circuits.bridges.stream_view import on_stream
 from sparse_circuits.configs import BridgeConfig, SteerConfig, TrainConfig
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import TaskError
@@ -41,6 +42,7 @@ from sparse_circuits.runlog import say
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks import Task
 from sparse_circuits.tasks import task as draw_task
+from sparse_circuits.tasks.sampling import SplitSizes
 
 FORMAT, VERSION = "sparse-circuits steering", 1
 NONE, BRIDGED, RIDGE, UNTRAINED, SKYLINE = (
@@ -89,6 +91,8 @@ def steer(
     Source: paper appendix A.4 and Figure 9; the controls and the search are ours.
     """
     config = config or SteerConfig()
+    if config.where == "stream":
+        bridge = on_stream(bridge)
     if node is not None:
         read_node(bridge, node)  # refused before anything is computed
     select = Prompts.of(take_evenly(task.split("select"), config.n_select_pair))
@@ -108,6 +112,7 @@ def steer(
         "task_hash": task.hash,
         "split": "test",
         "node": node,
+        "where": config.where,
         "dense_site": experiment.node.dense_site,
         "bridge": bridge.kind,
         "dense_hash": bridge.dense.hash,
@@ -150,10 +155,11 @@ class _Experiment:
 
     def _draw_other_tasks(self) -> None:
         """Draw the other tasks' prompts of `select`, and note which the tokenizer breaks."""
+        sizes = SplitSizes(fit=1, select=self.config.n_select_pair, test=1, hard=1, mined=0)
         for name in self.config.other_tasks:
             if name != self.task.name:
                 try:
-                    made = draw_task(name, self.bridge.sparse.tokenizer, seed=self.task.seed)
+                    made = draw_task(name, self.bridge.sparse.tokenizer, seed=self.task.seed, sizes=sizes)
                 except TaskError as error:
                     self.left_out[name] = str(error)
                     continue
@@ -305,7 +311,8 @@ def table(found: dict[str, Any]) -> str:
         )
     band, share = found["null"]["strengths"][-1], found["share_of_skyline"]
     lines = [
-        f"{found['task']}, node {found['node']}, read of dense site {found['dense_site']}, split {found['split']}",
+        f"{found['task']}, node {found['node']}, edit of the {found.get('where', 'read')} at dense site {found['dense_site']}, "
+        f"split {found['split']}",
         "",
         *aligned(rows),
         "",
@@ -323,7 +330,7 @@ def table(found: dict[str, Any]) -> str:
     lines.append(f"KL on neutral text, nats a token: {kl}")
     for name, value in found["costs"]["other_accuracy"].items():
         lines.append(f"accuracy on {name}: {value['without']:.3f} without, {value['with']:.3f} with")
-    lines += [f"left out: {reason}" for reason in found["costs"]["left_out"].values()]
+    lines += [f"left out: {reason}" for reason in found["costs"].get("left_out", {}).values()]
     if "mechanism" in found:
         lines += ["", mechanism_table(found["mechanism"])]
     return "\n".join(lines)

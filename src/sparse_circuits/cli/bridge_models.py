@@ -97,6 +97,7 @@ def steer(
 ) -> None:
     """Steer the dense model with one node of the sparse one, beside every control; results are on `test`."""
     from sparse_circuits.bridges import steering
+    from sparse_circuits.bridges.directions import read_node
     from sparse_circuits.bridges.maps import Bridge
     from sparse_circuits.errors import ConfigError
     from sparse_circuits.runlog import terminal
@@ -106,6 +107,8 @@ def steer(
             "name a node with --node, or say --find" if node is None else "say --node or --find, not both"
         )
     opened = Bridge.load(bridge)
+    if node is not None:
+        read_node(opened, node)  # refused before the task is drawn
     train, corpus = _text_of(opened)
     found = steering.steer(
         opened,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from sparse_circuits.settings import Config, require
 
@@ -77,6 +78,10 @@ class SteerConfig(Config):
 
     strengths: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Factors of the edit; 1 is the formula's value."""
+
+    where: Literal["read", "stream"] = "read"
+    """Add the edit to the one read that the node stands at (the paper), or to the stream there, which all later
+    sublayers read (ours)."""
 
     n_pair: int = 512
     """Pairs of `test`, evenly taken of its levels and templates."""

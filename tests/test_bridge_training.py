@@ -139,7 +139,7 @@ def test_a_bridge_round_trips(dense_run, sparse_run, idioms_corpus, quick_run, t
     again = Bridge.load(tmp_path / "quick")
     for name, tensor in found.bridges.state_dict().items():
         assert torch.equal(tensor, again.bridges.state_dict()[name])
-    assert (again.rms, again.kind, again.bridges.n_keep) == (found.rms, "ridge", 4)
+    assert (again.rms, again.kind, again.bridges.n_keep) == (found.rms, "ridge", 8)
     assert json.loads((tmp_path / "quick/bridge.json").read_text())["sites"] == [[0, 0], [1, 1], [2, 2]]
     with pytest.raises(OutputExistsError):
         found.save(tmp_path / "quick")

@@ -138,7 +138,7 @@ def draw_hybrids(found: dict[str, Any]) -> str:
     sites = [row["site"] for row in found["transitions"] if row["kind"] == found["bridge"] and row["to"] == "sparse"]
     chart = Chart(
         (min(sites), max(sites)),
-        (1e-3, 10.0),
+        (1e-2, 10.0),
         title="KL(dense ‖ hybrid) of a single transition",
         x_title="site of the sparse model",
     )

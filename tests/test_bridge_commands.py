@@ -138,7 +138,7 @@ def test_transfer_carries_a_circuit_of_this_sparse_model_alone(command, quick, r
         task={"name": "with_as", "seed": 0, "hash": ""},
     )
     circuit.save(tmp_path / "c")
-    code, out, _ = command("transfer", quick, tmp_path / "c")
+    code, out, _ = command("transfer", quick, tmp_path / "c", "--n-pair", 8, "--n-set", 2)
     assert code == 0, code
     rows = json.loads((tmp_path / "c/transfer.json").read_text())["rows"]
     assert [(row["location"], row["n_node"]) for row in rows] == [("0.attn.act_in", 1), ("0.mlp.act_in", 1)]

@@ -128,6 +128,8 @@ def steer(
 def transfer(
     bridge: BridgeFolder,
     circuit: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="A circuit of the bridge's sparse model.")],
+    n_pair: Annotated[int, tyro.conf.arg(help="Pairs of `test`.")] = 256,
+    n_set: Annotated[int, tyro.conf.arg(help="Random sets of nodes beside the circuit's.")] = 20,
     out: Annotated[Path | None, tyro.conf.arg(help="Folder to write into; the circuit's own if left out.")] = None,
     json: Json = False,
 ) -> None:
@@ -142,7 +144,9 @@ def transfer(
     name = cut_out.task.get("path") or cut_out.task["name"]
     task = task_for(opened.sparse, name, cut_out.task["seed"], cut_out.task.get("max_token"))
     folder = out or circuit
-    found = carried.transfer_circuit(opened, cut_out, task, corpus=corpus, train=train, out=folder)
+    found = carried.transfer_circuit(
+        opened, cut_out, task, corpus=corpus, train=train, n_pair=n_pair, n_set=n_set, out=folder
+    )
     tell(found, carried.table(found), json=json)
     wrote(folder / "transfer.json")
 

@@ -311,8 +311,8 @@ def table(found: dict[str, Any]) -> str:
         )
     band, share = found["null"]["strengths"][-1], found["share_of_skyline"]
     lines = [
-        f"{found['task']}, node {found['node']}, edit of the {found.get('where', 'read')} at dense site {found['dense_site']}, "
-        f"split {found['split']}",
+        f"{found['task']}, node {found['node']}, edit of the {found.get('where', 'read')} "
+        f"at dense site {found['dense_site']}, split {found['split']}",
         "",
         *aligned(rows),
         "",

@@ -1,8 +1,7 @@
 """Every setting of the package; needs no torch."""
 
-from sparse_circuits.configs.checks import CHECKS, COSTLY, Check, VerifyConfig
-from sparse_circuits.configs.bridges import BridgeConfig
 from sparse_circuits.configs.bridges import BridgeConfig, SteerConfig
+from sparse_circuits.configs.checks import CHECKS, COSTLY, Check, VerifyConfig
 from sparse_circuits.configs.circuits import MatchConfig, PruneConfig
 from sparse_circuits.configs.demos import DemoConfig
 from sparse_circuits.configs.models import NODE_SITES, STREAM_SITES, ModelConfig
@@ -13,8 +12,8 @@ __all__ = [
     "COSTLY",
     "NODE_SITES",
     "STREAM_SITES",
-    "Check",
     "BridgeConfig",
+    "Check",
     "CorpusConfig",
     "DemoConfig",
     "MatchConfig",

@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparse_circuits import kernels as kernels
+    from sparse_circuits.bridges.learning import train_bridges as train_bridges
+    from sparse_circuits.bridges.maps import Bridge as Bridge
+    from sparse_circuits.bridges.paths import evaluate_hybrids as evaluate_hybrids
+    from sparse_circuits.bridges.ridge import ridge_bridge as ridge_bridge
+    from sparse_circuits.bridges.steering import steer as steer
     from sparse_circuits.circuit import Circuit as Circuit
+    from sparse_circuits.configs import BridgeConfig as BridgeConfig
     from sparse_circuits.configs import CorpusConfig as CorpusConfig
     from sparse_circuits.configs import MatchConfig as MatchConfig
     from sparse_circuits.configs import ModelConfig as ModelConfig
     from sparse_circuits.configs import OptimizerConfig as OptimizerConfig
     from sparse_circuits.configs import PruneConfig as PruneConfig
     from sparse_circuits.configs import SparsityConfig as SparsityConfig
+    from sparse_circuits.configs import SteerConfig as SteerConfig
     from sparse_circuits.configs import TrainConfig as TrainConfig
     from sparse_circuits.configs import VerifyConfig as VerifyConfig
     from sparse_circuits.corpus.shards import Corpus as Corpus
@@ -38,6 +45,13 @@ if TYPE_CHECKING:
     from sparse_circuits.viewer import view as view
 
 _HOMES = {
+    "Bridge": "bridges.maps",
+    "BridgeConfig": "configs",
+    "SteerConfig": "configs",
+    "evaluate_hybrids": "bridges.paths",
+    "steer": "bridges.steering",
+    "ridge_bridge": "bridges.ridge",
+    "train_bridges": "bridges.learning",
     "Circuit": "circuit",
     "CorpusConfig": "configs",
     "MatchConfig": "configs",

@@ -79,6 +79,10 @@ class Tokenizer:
         """Return one token as text, newlines and tabs written out."""
         return self.decode([token]).replace("\n", "\\n").replace("\t", "\\t")
 
+    def means_the_same(self, other: "Tokenizer") -> bool:
+        """Say whether both cut every text into the same ids, as far as their definitions tell."""
+        return self._bpe.to_str() == other._bpe.to_str()
+
     @property
     def end_of_text(self) -> int:
         """Id of the end of text."""

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,7 @@ def train(
         n_unread=1 if place.type == "cpu" else N_UNREAD,
         skipped=skipped,
     )
-    with log, _interrupt_between_steps() as interrupted:
+    with log, interrupt_between_steps() as interrupted:
         model.train()
         for step in range(first_step, last_step):
             loss, n_sparse = loss_and_gradients(model, batches(step).to(place))
@@ -126,8 +126,14 @@ def check_settings(config: TrainConfig, corpus: Corpus) -> None:
         check_quota(Transformer(config.model), config.sparsity)
 
 
-def prepare_folder(config: TrainConfig, corpus: Corpus, out: Path) -> None:
+def prepare_folder(config: TrainConfig, corpus: Corpus, out: Path, *, more: dict[str, Any] | None = None) -> None:
     """Check the settings, and write them into a new run folder or compare them with what it holds.
+
+    Args:
+        config: The run's settings.
+        corpus: What it trains on.
+        out: Its folder.
+        more: What else fixes the run, as objects by name; written beside the settings, and compared likewise.
 
     Raises:
         ConfigError: The settings don't fit the corpus, or are not those of the run in `out`.
@@ -141,13 +147,19 @@ def prepare_folder(config: TrainConfig, corpus: Corpus, out: Path) -> None:
         "version": VERSION,
         "train": config.to_json(),
         "corpus": {"path": os.path.relpath(corpus.folder.resolve(), out.resolve()), "hash": corpus.hash},
+        **(more or {}),
     }
     path = out / "config.json"
     if path.exists():
         found = read_json(path, expect=FORMAT, version=VERSION)
         if found["corpus"]["hash"] != corpus.hash:
             raise ConfigError(f"{path}: the run was started on another corpus; name another folder")
-        changed = [name for name, value in described["train"].items() if found["train"].get(name) != value]
+        changed = [
+            name
+            for part in ("train", *(more or {}))
+            for name, value in described[part].items()
+            if found.get(part, {}).get(name) != value
+        ]
         if changed:
             raise ConfigError(f"{path}: the run was started with another {', '.join(changed)}; name another folder")
     else:
@@ -344,18 +356,23 @@ def _start(
         return model, optimizer, 0, (0, 0)
     notes, state = checkpoint.load_state(found)
     optimizer.load_state(state)
-    if notes["n_thread"] != torch.get_num_threads():
-        warnings.warn(
-            f"{found} was written with {notes['n_thread']} threads, this is {torch.get_num_threads()}: "
-            "the run goes on, but not bit for bit as it would have",
-            stacklevel=3,
-        )
+    warn_of_threads(notes, found)
     n_skipped, n_in_a_row = notes.get("skipped", (0, 0))  # runs begun before steps could be skipped have none
     return model, optimizer, notes["step"], (n_skipped, n_in_a_row)
 
 
+def warn_of_threads(notes: dict[str, Any], found: Path) -> None:
+    """Warn where a checkpoint was written under another thread count than this process has."""
+    if notes["n_thread"] != torch.get_num_threads():
+        warnings.warn(
+            f"{found} was written with {notes['n_thread']} threads, this is {torch.get_num_threads()}: "
+            "the run goes on, but not bit for bit as it would have",
+            stacklevel=4,
+        )
+
+
 @contextlib.contextmanager
-def _interrupt_between_steps() -> Iterator[list[int]]:
+def interrupt_between_steps() -> Iterator[list[int]]:
     """Collect Ctrl-C in a list, so that a step is never cut in half; a second one interrupts at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -4,7 +4,7 @@ import sys
 
 import tyro
 
-from sparse_circuits.cli import check_circuits, cut_circuits, train_models
+from sparse_circuits.cli import bridge_models, check_circuits, cut_circuits, train_models
 from sparse_circuits.configs import DemoConfig, TrainConfig
 from sparse_circuits.errors import SparseCircuitsError
 from sparse_circuits.memory import keep_freed_memory
@@ -21,6 +21,10 @@ for command in (
     train_models.match,
     check_circuits.verify,
     check_circuits.predict,
+    bridge_models.bridge,
+    bridge_models.hybrids,
+    bridge_models.steer,
+    bridge_models.transfer,
     cut_circuits.view,
     train_models.inspect,
     train_models.generate,

@@ -37,11 +37,22 @@ def demo(
         wrote(page)
 
 
-def corpus(config: Annotated[CorpusConfig, tyro.conf.arg(name="")], out: Out, json: Json = False) -> None:
+def corpus(
+    config: Annotated[CorpusConfig, tyro.conf.arg(name="")],
+    out: Out,
+    tokenizer: Annotated[
+        Path | None, tyro.conf.arg(help="A tokenizer.json to use as it is; its size takes the place of n_vocab.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Read text, train a tokenizer on it, and write token shards."""
     from sparse_circuits.corpus import shards
+    from sparse_circuits.tokenizer import Tokenizer
 
-    built = shards.build(config, out, on_step=say)
+    given = None if tokenizer is None else Tokenizer.load(tokenizer)
+    if given is not None:
+        config = dataclasses.replace(config, n_vocab=given.n_vocab)
+    built = shards.build(config, out, tokenizer=given, on_step=say)
     lines = [
         f"{name}: {entry['n_token']['train']:,} training tokens in {entry['n_document']['train']:,} documents, "
         f"{entry['n_token']['validation']:,} held out; {entry['n_undecodable']} undecodable, "

@@ -1,5 +1,6 @@
 """Every setting of the package; needs no torch."""
 
+from sparse_circuits.configs.bridges import BridgeConfig, SteerConfig
 from sparse_circuits.configs.checks import CHECKS, COSTLY, Check, VerifyConfig
 from sparse_circuits.configs.circuits import MatchConfig, PruneConfig
 from sparse_circuits.configs.demos import DemoConfig
@@ -11,6 +12,7 @@ __all__ = [
     "COSTLY",
     "NODE_SITES",
     "STREAM_SITES",
+    "BridgeConfig",
     "Check",
     "CorpusConfig",
     "DemoConfig",
@@ -19,6 +21,7 @@ __all__ = [
     "OptimizerConfig",
     "PruneConfig",
     "SparsityConfig",
+    "SteerConfig",
     "TrainConfig",
     "VerifyConfig",
 ]

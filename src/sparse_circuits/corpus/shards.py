@@ -50,12 +50,19 @@ class _Source:
     n_too_long: int = 0
 
 
-def build(config: CorpusConfig, out: Path | str, *, on_step: Callable[[str], None] = lambda _: None) -> "Corpus":
+def build(
+    config: CorpusConfig,
+    out: Path | str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> "Corpus":
     """Read the sources, train the tokenizer, write the shards.
 
     Args:
         config: Sources and sizes.
         out: Folder to write.
+        tokenizer: One to use as it is, such as a dense model's, in place of a new one; of `config.n_vocab` tokens.
         on_step: Called with a sentence at each stage.
 
     Raises:
@@ -69,8 +76,9 @@ def build(config: CorpusConfig, out: Path | str, *, on_step: Callable[[str], Non
     for name in config.sources:
         on_step(f"reading {name}")
         sources.append(_read_source(name, config, seen))
-    on_step("training the tokenizer")
-    tokenizer = Tokenizer.train(_tokenizer_texts(sources, config), config.n_vocab)
+    if tokenizer is None:
+        on_step("training the tokenizer")
+        tokenizer = Tokenizer.train(_tokenizer_texts(sources, config), config.n_vocab)
     if tokenizer.n_vocab != config.n_vocab:
         raise CorpusError(
             f"the sources' text gives only {tokenizer.n_vocab} tokens, expected n_vocab {config.n_vocab}; "

@@ -1,0 +1,1 @@
+"""Bridges: what a sparse model shows, carried over to a dense one."""

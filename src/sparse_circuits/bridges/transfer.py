@@ -1,0 +1,165 @@
+"""Does a whole circuit carry over? The dense model with all but the circuit's nodes at their mean, in bridge space."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparse_circuits.bridges.directions import Prompts, read_activations, read_locations, take_evenly
+from sparse_circuits.bridges.effects import EditedReads
+from sparse_circuits.bridges.maps import Bridge
+from sparse_circuits.bridges.residual import streams
+from sparse_circuits.bridges.ridge import text_batches
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.configs import TrainConfig
+from sparse_circuits.corpus.shards import Corpus
+from sparse_circuits.files import write_json
+from sparse_circuits.tables import aligned
+from sparse_circuits.tasks import Task
+
+FORMAT, VERSION = "sparse-circuits transfer", 1
+
+
+def transfer_circuit(
+    bridge: Bridge,
+    circuit: Circuit,
+    task: Task,
+    *,
+    corpus: Corpus,
+    train: TrainConfig,
+    n_pair: int = 256,
+    n_set: int = 20,
+    n_mean_token: int = 16_384,
+    seed: int = 0,
+    out: Path | str | None = None,
+) -> dict[str, Any]:
+    """Measure how much of the dense model's logit difference survives, site by site.
+
+    At each bridged read of the sparse model where the circuit has nodes, the dense stream x becomes
+    decode(where(kept, encode(x), mean of encode)). What survives is the difference of the logit difference between
+    the two sides, over that of the untouched dense model.
+
+    Args:
+        bridge: Models and bridges.
+        circuit: Of the bridge's sparse model.
+        task: The circuit's task; results are on `test`.
+        corpus: Text for the means.
+        train: Which text.
+        n_pair: Pairs of `test`.
+        n_set: Random sets of as many active nodes, at each site.
+        n_mean_token: Tokens that the means are taken over.
+        seed: Decides the random sets.
+        out: Folder for `transfer.json`; None writes nothing.
+
+    Returns:
+        What `transfer.json` holds; see docs/formats.md.
+
+    Source: ours.
+    """
+    prompts = Prompts.of(take_evenly(task.split("test"), n_pair))
+    kept_nodes = circuit.space.split(circuit.keep)
+    means = _mean_encodings(bridge, corpus, train, n_mean_token)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for location, place in read_locations(bridge).items():
+        keep = kept_nodes[location][: bridge.sparse.config.d_model]
+        if not keep.any():
+            continue
+        site = bridge.bridges.sites[place][1]
+        reads = EditedReads(bridge.dense, site, prompts)
+        whole = separation(reads, reads.stream)
+        with torch.no_grad():
+            encoded = bridge.bridges.encode(place, reads.stream)
+
+        def survives(
+            mask: Bool[Tensor, " d_sparse"], place: int = place, encoded: Tensor = encoded, reads: EditedReads = reads
+        ) -> float:
+            with torch.no_grad():
+                stream = bridge.bridges.decode(place, torch.where(mask, encoded, means[place]))
+            return separation(reads, stream)
+
+        is_active = read_activations(bridge, location, prompts).flatten(0, 1).any(0) & ~keep
+        n_node = int(keep.sum())
+        random = [survives(_random_set(is_active, n_node, generator)) / whole for _ in range(n_set)]
+        rows.append(
+            {
+                "location": location,
+                "dense_site": site,
+                "n_node": n_node,
+                "n_active": int(is_active.sum()) + n_node,
+                "circuit": survives(keep) / whole,
+                "all_nodes": survives(torch.ones_like(keep)) / whole,
+                "no_node": survives(torch.zeros_like(keep)) / whole,
+                "random_mean": sum(random) / len(random),
+                "random_highest": max(random),
+                "p_value": (1 + sum(r >= survives(keep) / whole for r in random)) / (1 + len(random)),
+            }
+        )
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "task": task.name,
+        "dense_hash": bridge.dense.hash,
+        "sparse_hash": bridge.sparse_stream.hash,
+        "n_pair": len(prompts) // 2,
+        "n_set": n_set,
+        "rows": rows,
+    }
+    if out is not None:
+        write_json(Path(out) / "transfer.json", found)
+    return found
+
+
+@torch.no_grad()
+def separation(reads: EditedReads, stream: Float[Tensor, "prompt pos d_dense"]) -> float:
+    """Return the mean of logit(own) − logit(other) with another stream at the site, nats."""
+    before, reads.stream = reads.stream, stream
+    try:
+        log_p = torch.cat([reads.log_probabilities(rows, None) for rows in reads.rows()])
+    finally:
+        reads.stream = before
+    return float((log_p[:, 0] - log_p[:, 1]).mean())
+
+
+def table(found: dict[str, Any]) -> str:
+    """Write a transfer as a table."""
+    rows = [["read", "nodes", "circuit", "all nodes", "none", f"{found['n_set']} random sets: mean, highest", "p"]]
+    for row in found["rows"]:
+        rows.append(
+            [
+                row["location"],
+                f"{row['n_node']} of {row['n_active']}",
+                *(f"{row[key]:.0%}" for key in ("circuit", "all_nodes", "no_node")),
+                f"{row['random_mean']:.0%}, {row['random_highest']:.0%}",
+                f"{row['p_value']:.3f}",
+            ]
+        )
+    head = (
+        f"{found['task']}: share of the dense model's logit difference that survives, {found['n_pair']} pairs of test"
+    )
+    return "\n".join([head, "", *aligned(rows)])
+
+
+@torch.no_grad()
+def _mean_encodings(
+    bridge: Bridge, corpus: Corpus, train: TrainConfig, n_token: int
+) -> list[Float[Tensor, " d_sparse"]]:
+    """Return the mean of the encoded dense stream over training text, by pair of sites."""
+    totals = [torch.zeros(bridge.sparse.config.d_model, dtype=torch.double) for _ in bridge.bridges.sites]
+    n = 0
+    for tokens in text_batches(corpus, train, n_token=n_token, n_ctx=bridge.dense.n_ctx):
+        h_d, _ = streams(bridge.dense, tokens, bridge.bridges.dense_sites)
+        for i, h in enumerate(h_d):
+            totals[i] += bridge.bridges.encode(i, h).double().sum((0, 1))
+        n += tokens.numel()
+    return [(total / n).float() for total in totals]
+
+
+def _random_set(is_active: Bool[Tensor, " d_sparse"], n: int, generator: torch.Generator) -> Tensor:
+    """Draw n active channels, or all that there are."""
+    places = is_active.nonzero().flatten()
+    mask = torch.zeros_like(is_active)
+    mask[places[torch.randperm(len(places), generator=generator)[:n]]] = True
+    return mask

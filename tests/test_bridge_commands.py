@@ -1,0 +1,183 @@
+"""The commands of bridges: one thing each, and every bad input is one clear line."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_cli import command  # noqa: F401
+from test_training import assert_same_run
+
+from sparse_circuits.ablation import run_of
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.examples import example
+from sparse_circuits.loading import load
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.training import train
+
+
+@pytest.fixture(scope="module")
+def runs(untrained_run, tmp_path_factory):
+    """A sparse and a dense run of two steps on one corpus, wide enough for a null band."""
+    folder = tmp_path_factory.mktemp("runs")
+    config, corpus = run_of(untrained_run)
+    sparse = dataclasses.replace(config, model=dataclasses.replace(config.model, d_model=64))
+    free = dataclasses.replace(
+        sparse.sparsity, matrix_density=1.0, embedding_density=1.0, bias_density=1.0, n_alive=0, anneal="none"
+    )
+    dense = dataclasses.replace(sparse, model=dataclasses.replace(sparse.model, act_density=None), sparsity=free)
+    for name, run in (("sparse", sparse), ("dense", dense)):
+        train(run, corpus=corpus, out=folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick(runs):
+    """A quick bridge between them."""
+    from sparse_circuits.bridges.ridge import quick_bridge
+    from sparse_circuits.configs import BridgeConfig
+
+    found = quick_bridge(BridgeConfig(n_ridge_token=2_000), dense=runs / "dense", sparse=runs / "sparse")
+    found.save(runs / "quick")
+    return runs / "quick"
+
+
+def test_bridge_starts_from_a_run_goes_on_after_an_interrupt_and_says_what_it_wrote(command, runs, tmp_path):  # noqa: F811
+    settings = ["--sparse", runs / "sparse", "--n-token", 6 * 2 * 64, "--batch-size", 2, "--n-ridge-token", 2_000]
+    code, out, err = command("bridge", runs / "dense", "--out", tmp_path / "whole", *settings, "--json")
+    assert code == 0, code
+    assert json.loads(out)["step"] == 5
+    assert f"wrote {tmp_path / 'whole'}" in err
+    assert "KL" in err
+    code, out, _ = command("bridge", runs / "dense", "--out", tmp_path / "whole", *settings)
+    assert "already holds a finished run" in str(code)
+    code, out, _ = command("bridge", runs / "dense", "--out", tmp_path / "again", *settings, "--hybrids-at-once", 1)
+    assert code == 0, code
+    assert "bridges at 3 sites, trained; sparse stream 64 wide, dense 64" in out
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "whole", tmp_path / "again")  # the same gradients, summed in another order
+
+
+def test_a_quick_bridge_is_reported_as_such(command, runs, tmp_path):  # noqa: F811
+    arguments = ["bridge", runs / "dense", "--quick", "--out", tmp_path / "q", "--n-ridge-token", 2_000]
+    code, _, _ = command(*arguments)
+    assert "name the sparse one, --sparse RUN" in str(code)
+    code, out, _ = command(*arguments, "--sparse", runs / "sparse")
+    assert code == 0, code
+    assert "ridge regression on recorded streams; no model was trained" in out
+
+
+def test_hybrids_prints_every_transition_beside_its_anchors(command, quick, runs, tmp_path):  # noqa: F811
+    code, out, _ = command("hybrids", quick, "--n-token", 512, "--beside", runs / "sparse", "--out", tmp_path / "h")
+    assert code == 0, code
+    found = json.loads((tmp_path / "h/hybrids.json").read_text())
+    by_key = {(r["site"], r["to"], r["kind"]): r for r in found["transitions"]}
+    assert len(by_key) == 3 * 2 * 2  # the bridge is a ridge bridge itself, and the mean-ablated streams
+    anchors = {a["name"]: a for a in found["anchors"]}
+    assert anchors["dense model"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert anchors["sparse"]["kl"] == pytest.approx(anchors["sparse model alone"]["kl"], rel=1e-5)
+    assert "untrained" in out
+    assert "bigram table" in out
+    assert "<svg" in (tmp_path / "h/hybrids.svg").read_text()
+    assert all(len(p["path"]) == 4 for p in found["random_paths_untrained"])
+
+
+def test_steer_writes_a_table_a_picture_and_a_file(command, quick, tmp_path):  # noqa: F811
+    sizes = ["--n-pair", 8, "--n-null-pair", 1, "--n-null-row", 100, "--n-select-pair", 4, "--n-try", 2]
+    sizes += [
+        "--n-neutral-token",
+        128,
+        "--n-ridge-token",
+        1_000,
+        "--other-tasks",
+        "with_as",
+        "for_while",
+        "--strengths",
+        0,
+        1,
+    ]
+    code, out, err = command("steer", quick, "single_double_quote", "--find", "--out", tmp_path / "s", *sizes)
+    assert code == 0, code
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {"steer.json", "steer.svg"}
+    assert "null band of 100 rows at equal norm on 1 pairs" in out
+    assert "accuracy on with_as" in out
+    assert "left out: task for_while: only 0 of" in out
+    assert "wrote" in err
+    found = json.loads((tmp_path / "s/steer.json").read_text())
+    assert len(found["candidates"]) == 2
+    assert found["split"] == "test"
+
+
+def test_what_steer_refuses(command, quick, tmp_path):  # noqa: F811
+    steer = ["steer", quick, "single_double_quote", "--out", tmp_path / "s"]
+    for arguments, message in (
+        ([], "name a node with --node, or say --find"),
+        (["--find", "--node", "0.attn.act_in:1"], "not both"),
+        (["--node", "0.attn.q:1"], "the nearest that are: 0.attn.act_in and 0.mlp.act_in, channels 0 to 63"),
+        (["--find", "--strengths", "0", "nan", "1"], "strength nan is not a finite number"),
+    ):
+        code, _, _ = command(*steer, *arguments)
+        assert message in str(code)
+    code, _, err = command(*steer, "--find", "--strengths", "0", "much", "1")
+    assert code != 0
+    assert "much" in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_transfer_carries_a_circuit_of_this_sparse_model_alone(command, quick, runs, tmp_path):  # noqa: F811
+    model = load(runs / "sparse")
+    keep = NodeSpace.of(model.config)
+    chosen = torch.zeros(keep.n_node, dtype=torch.bool)
+    chosen[[keep.index("0.attn.act_in:3"), keep.index("0.mlp.act_in:5")]] = True
+    edges = {name: torch.zeros_like(linear.weight, dtype=torch.bool) for name, linear in model.linears().items()}
+    circuit = Circuit(
+        model=model,
+        keep=chosen,
+        edges=edges,
+        values=torch.zeros(keep.n_node),
+        task={"name": "with_as", "seed": 0, "hash": ""},
+    )
+    circuit.save(tmp_path / "c")
+    code, out, _ = command("transfer", quick, tmp_path / "c", "--n-pair", 8, "--n-set", 2)
+    assert code == 0, code
+    rows = json.loads((tmp_path / "c/transfer.json").read_text())["rows"]
+    assert [(row["location"], row["n_node"]) for row in rows] == [("0.attn.act_in", 1), ("0.mlp.act_in", 1)]
+    assert "share of the dense model's logit difference that survives" in out
+    code, _, _ = command("transfer", quick, example("circuits/single_double_quote"))
+    assert "cut from model" in str(code)
+    assert "this is model" in str(code)
+
+
+def test_models_of_other_depth_or_tokens_are_refused_by_the_command(command, runs, tmp_path):  # noqa: F811
+    corpus = ["--corpus", run_of(runs / "sparse")[1].folder]
+    arguments = ["--out", tmp_path / "b", "--n-ridge-token", 500, *corpus]
+    code, _, _ = command("bridge", example(), "--sparse", runs / "sparse", *arguments)
+    assert "the sparse model has 1 layers, the dense one 2: give a map in `sites`" in str(code)
+    code, _, _ = command("bridge", example(), "--sparse", runs / "sparse", *arguments, "--sites", "0:0", "2:4")
+    assert "another tokenizer" in str(code)
+    assert "corpus --tokenizer" in str(code)
+    code, _, _ = command("bridge", runs / "dense", "--sparse", tmp_path / "nothing", *arguments)
+    assert "not a finished run" in str(code)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_bridge_whose_models_changed_is_refused_by_hash(command, quick, runs, tmp_path):  # noqa: F811
+    described = json.loads((quick / "bridge.json").read_text())
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("bridges.safetensors", "DONE"):
+        (moved / name).write_bytes((quick / name).read_bytes())
+    for entry in ("dense", "sparse"):
+        described[entry]["path"] = str(runs / "sparse")
+    (moved / "bridge.json").write_text(json.dumps(described))
+    code, _, _ = command("hybrids", moved)
+    assert f"its dense model is {described['dense']['hash'][:12]}" in str(code)
+
+
+def test_a_corpus_is_cut_into_a_given_tokenizers_tokens(command, runs, tmp_path):  # noqa: F811
+    tokenizer = runs / "dense/tokenizer.json"
+    arguments = ["--sources", "idioms", "--max-token", 5_000, "--tokenizer", tokenizer]
+    code, _, _ = command("corpus", "--out", tmp_path / "c", *arguments)
+    assert code == 0, code
+    assert (tmp_path / "c/tokenizer.json").read_bytes() == tokenizer.read_bytes()
+    assert json.loads((tmp_path / "c/index.json").read_text())["config"]["n_vocab"] == 1024

@@ -72,10 +72,18 @@ function verification(view) {
   const estimate = (found) => (found ? h("td", { class: "number", title: `${short(found.low)} to ${short(found.high)}` }, found.value.toFixed(3)) : h("td", {}));
   return h("div", {},
     report.notes?.length ? h("ul", { class: "warnings" }, report.notes.map((note) => h("li", {}, note))) : null,
+    report.verdict?.length ? verdict(report.verdict) : null,
     rows.length ? h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "sufficiency by split" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, ["split", "pairs", "model", "circuit", "sealed", "accuracy"].map((title) => h("th", {}, title)))),
       h("tbody", {}, rows.map(([split, found]) => h("tr", {}, h("td", {}, split), h("td", { class: "number" }, count(found.model.loss.n_pair)),
         estimate(found.model.loss), estimate(found.circuit.loss), estimate(found.sealed?.loss), h("td", { class: "number" }, `${(100 * found.circuit.accuracy).toFixed(1)} %`)))))) : null,
-    Object.entries(report).filter(([name]) => !["format", "version", "sufficiency", "notes", "task", "model_hash", "calibration"].includes(name)).map(([name, value]) => anything(name, value)));
+    Object.entries(report).filter(([name, value]) => !["format", "version", "sufficiency", "notes", "task", "model_hash", "calibration", "verdict"].includes(name) && value !== null).map(([name, value]) => anything(name, value)));
+}
+
+function verdict(findings) {
+  return h("table", { class: "plain" }, h("caption", {}, "each number against its limits; no grade"), h("tbody", {}, findings.map((found) => h("tr", {},
+    h("td", {}, found.check.replaceAll("_", " "), h("div", { class: "quiet" }, found.measure.replaceAll("_", " "))),
+    h("td", { class: "number" }, found.value === null ? "–" : short(found.value)),
+    h("td", { class: `status ${found.status}`, title: found.why ?? "" }, found.status)))));
 }
 
 /** Whatever a report holds, as rows: new checks show up without a word here. */

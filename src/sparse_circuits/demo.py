@@ -88,7 +88,7 @@ class Demo:
                 circuit = Circuit.load(folder, model)
                 quick = VerifyConfig.quick()
                 verify(circuit, task, quick, folder=folder, n_set=self.config.n_set, on_step=self._say)
-        viewer.view(folder)
+        viewer.view(folder, task=task)
         return read_json(report)
 
     def _summary(self, model: Transformer, reports: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from sparse_circuits.viewer.samples import sample_nodes
 
 FORMAT, VERSION = "sparse-circuits view", 2
 
+SHAPE = ("n_layer", "n_head", "d_head", "d_model", "n_ctx", "n_vocab")
+"""What a page says of the model's shape."""
+
 MOST_RECORDS = 300
 """Points of the training curve that are kept."""
 
@@ -49,54 +52,32 @@ def view_model(
     Raises:
         TaskError: The task's prompts are not those that the circuit was cut for.
     """
+    if task is not None and task.hash != circuit.task["hash"]:
+        raise TaskError(f"the circuit was cut for other prompts than these of {task.name}")
     missing: dict[str, str] = {}
-    prompts, samples = None, None
     nodes = graph.nodes(circuit)
-    if task is not None:
-        if task.hash != circuit.task["hash"]:
-            raise TaskError(f"the circuit was cut for other prompts than these of {task.name}")
+    prompts = None
+    if task is None:
+        missing["prompts"] = "the page was made without the task"
+    else:
         on_step("explaining some of them")
         prompts = show_pairs(circuit, task, n_pair=n_pair)
         on_step("measuring each node's effect")
-        for name, effect in node_effects(circuit, task).items():
-            next(node for node in nodes if node["name"] == name)["effect_estimate"] = effect
-    else:
-        missing["prompts"] = "the page was made without the task"
-    if n_token:
-        on_step("reading the corpus for examples")
-        try:
-            samples = sample_nodes(read_corpus(circuit.model, circuit.node_names(), n_token=n_token))
-        except (CorpusError, FormatError) as error:
-            where = str(circuit.model.folder)
-            missing["samples"] = str(error).replace(where, "the run")  # a page is passed on: no paths of this machine
-    else:
-        missing["samples"] = "the page was made without the corpus"
+        effects = node_effects(circuit, task)
+        nodes = [node | {"effect_estimate": effects[node["name"]]} for node in nodes]
+    on_step("reading the corpus for examples")
+    samples, why = _samples(circuit, n_token)
+    missing |= {"samples": why} if why else {}
     report = None if folder is None else folder / "report.json"
-    config = circuit.model.config
-    view: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "title": circuit.task["name"],
-        "model": {
-            "hash": model_hash(circuit.model),
-            **{name: getattr(config, name) for name in ("n_layer", "n_head", "d_head", "d_model", "n_ctx", "n_vocab")},
-        },
+        "model": {"hash": model_hash(circuit.model), **{name: getattr(circuit.model.config, name) for name in SHAPE}},
         "task": circuit.task,
-        "summary": {
-            "n_node": circuit.n_node,
-            "n_node_total": circuit.n_node_total,
-            "n_edge": circuit.n_edge,
-            "chance": CHANCE,
-            "calibration": dataclasses.asdict(circuit.calibration),
-            "losses": circuit.losses,
-        },
+        "summary": _summary(circuit),
         "nodes": nodes,
-        "edges": graph.edges(circuit),
-        "carries": graph.carries(circuit),
-        "scores": graph.scores(circuit),
-        "embedding": graph.embedding_edges(circuit, _pair_ids(circuit, prompts)),
-        "unembedding": graph.unembedding_edges(circuit, _answers(circuit, prompts)),
-        "channels": graph.channel_tokens(circuit),
+        **_links(circuit, prompts),
         "prompts": prompts,
         "samples": samples,
         "missing": missing,
@@ -106,8 +87,41 @@ def view_model(
         "report": read_json(report) if report is not None and report.exists() else None,
         "notes": None if folder is None else read_notes(folder),
         "provenance": _provenance(circuit, folder),
+        "vocabulary": _vocabulary(circuit),
     }
-    return view | {"vocabulary": _vocabulary(circuit, view)}
+
+
+def _links(circuit: Circuit, prompts: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "edges": graph.edges(circuit),
+        "carries": graph.carries(circuit),
+        "scores": graph.scores(circuit),
+        "embedding": graph.embedding_edges(circuit, _pair_ids(circuit, prompts)),
+        "unembedding": graph.unembedding_edges(circuit, _answers(circuit, prompts)),
+        "channels": graph.channel_tokens(circuit),
+    }
+
+
+def _samples(circuit: Circuit, n_token: int) -> tuple[dict[str, Any] | None, str]:
+    """Return examples from the corpus, or why there are none."""
+    if n_token == 0:
+        return None, "the page was made without the corpus"
+    try:
+        return sample_nodes(read_corpus(circuit.model, circuit.node_names(), n_token=n_token)), ""
+    except (CorpusError, FormatError) as error:
+        # A page is passed on: no paths of this machine.
+        return None, str(error).replace(str(circuit.model.folder), "the run")
+
+
+def _summary(circuit: Circuit) -> dict[str, Any]:
+    return {
+        "n_node": circuit.n_node,
+        "n_node_total": circuit.n_node_total,
+        "n_edge": circuit.n_edge,
+        "chance": CHANCE,
+        "calibration": dataclasses.asdict(circuit.calibration),
+        "losses": circuit.losses,
+    }
 
 
 def task_of(circuit: Circuit) -> Task:
@@ -155,7 +169,7 @@ def _thinned(records: list[dict[str, float]]) -> list[dict[str, float]]:
     return records[::step]
 
 
-def _vocabulary(circuit: Circuit, view: dict[str, Any]) -> list[str]:
+def _vocabulary(circuit: Circuit) -> list[str]:
     """Return every token's text by id, or nothing without a tokenizer."""
     tokenizer = circuit.model.tokenizer
     return [] if tokenizer is None else [tokenizer.decode([token]) for token in range(tokenizer.n_vocab)]

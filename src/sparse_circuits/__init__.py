@@ -26,14 +26,22 @@ if TYPE_CHECKING:
     from sparse_circuits.configs import VerifyConfig as VerifyConfig
     from sparse_circuits.corpus.shards import Corpus as Corpus
     from sparse_circuits.corpus.shards import build as build_corpus  # noqa: F401
+    from sparse_circuits.editing import NodeEdit as NodeEdit
+    from sparse_circuits.editing import edited as edited
     from sparse_circuits.ensemble import prune_seeds as prune_seeds
     from sparse_circuits.errors import SparseCircuitsError as SparseCircuitsError
     from sparse_circuits.examples import example as example
+    from sparse_circuits.explaining import explain as explain
     from sparse_circuits.faithfulness import verify as verify
     from sparse_circuits.faithfulness.predictions import predict as predict
     from sparse_circuits.loading import load as load
     from sparse_circuits.matching import match as match
     from sparse_circuits.model import Transformer as Transformer
+    from sparse_circuits.plots import draw as draw
+    from sparse_circuits.plots import draw_attention as draw_attention
+    from sparse_circuits.plots import draw_curves as draw_curves
+    from sparse_circuits.plots import draw_ratios as draw_ratios
+    from sparse_circuits.predicates import score_predicate as score_predicate
     from sparse_circuits.pruning import prune as prune
     from sparse_circuits.search import search_settings as search_settings
     from sparse_circuits.survey import prune_all as prune_all
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
     from sparse_circuits.tasks import task as task
     from sparse_circuits.training import train as train
     from sparse_circuits.viewer import view as view
+    from sparse_circuits.viewer.widget import show as show
 
 _HOMES = {
     "Bridge": "bridges.maps",
@@ -64,13 +73,21 @@ _HOMES = {
     "Corpus": "corpus.shards",
     "build_corpus": "corpus.shards",
     "SparseCircuitsError": "errors",
+    "NodeEdit": "editing",
+    "edited": "editing",
     "prune_seeds": "ensemble",
     "example": "examples",
+    "explain": "explaining",
     "predict": "faithfulness.predictions",
     "verify": "faithfulness",
     "load": "loading",
     "match": "matching",
     "Transformer": "model",
+    "draw": "plots",
+    "draw_attention": "plots",
+    "draw_curves": "plots",
+    "draw_ratios": "plots",
+    "score_predicate": "predicates",
     "prune": "pruning",
     "search_settings": "search",
     "prune_all": "survey",
@@ -79,6 +96,7 @@ _HOMES = {
     "replacing": "taps",
     "task": "tasks",
     "train": "training",
+    "show": "viewer.widget",
     "view": "viewer",
     "kernels": "",
 }

@@ -89,7 +89,7 @@ class Demo:
                 circuit = Circuit.load(folder, model)
                 config = dataclasses.replace(VerifyConfig.quick(), n_split_pair=None, n_set=self.config.n_set)
                 verify(circuit, task, config, folder=folder, on_step=self._say)
-        viewer.view(folder)
+        viewer.view(folder, task=task)
         return read_json(report)
 
     def _summary(self, model: Transformer, reports: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -136,8 +136,26 @@ def search(
 def view(
     circuit: CircuitFolder,
     out: Annotated[Path | None, tyro.conf.arg(help="The file; circuit.html beside the circuit if left out.")] = None,
+    beside: Annotated[Path | None, tyro.conf.arg(help="Another circuit's folder, to compare with.")] = None,
+    live: Annotated[bool, tyro.conf.arg(help="Serve it on this machine, with the model behind it.")] = False,
+    port: Annotated[int, tyro.conf.arg(help="Where to serve; 0 takes a free port.")] = 0,
 ) -> None:
-    """Write the page of a circuit: one file that needs no network."""
+    """Write the page of a circuit, one file that needs no network, or serve it with the model behind it."""
+    from sparse_circuits.errors import ConfigError
+
+    if live:
+        from sparse_circuits.circuit import Circuit
+        from sparse_circuits.viewer.server import serve
+        from sparse_circuits.viewer.views import view_of
+
+        if out is not None or beside is not None:
+            raise ConfigError("--live writes no file and shows one circuit; leave --out and --beside away")
+        opened = Circuit.load(circuit)
+        shown = view_of(circuit, on_step=say)
+        serve(circuit, shown, port=port, circuit=opened, on_ready=lambda url: say(f"open {url}\nCtrl-C ends it"))
+        return
+    if port:
+        raise ConfigError(f"--port {port} has no effect without --live")
     from sparse_circuits.viewer import view as write
 
-    wrote(write(circuit, out))
+    wrote(write(circuit, out, beside=beside, on_step=say))

@@ -39,8 +39,8 @@ def draw_graph(view: dict[str, Any]) -> str:
     Edges are blue for positive and red for negative weights, thicker for larger ones; dashed lines are channels that
     the residual stream carries from a write to a later read. A node's fill grows with what its removal costs.
     """
-    rows = _rows(view)
-    place, width = _places(rows, view)
+    rows = rows_of(view)
+    place, width = places(rows, view)
     height = ROW * len(rows) + 30
     parts = [
         f'<svg class="graph" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -65,13 +65,18 @@ def _row_of(node: dict[str, Any]) -> tuple[int, str]:
     return node["layer"], "attn.qkv" if site in ("attn.q", "attn.k", "attn.v") else site
 
 
-def _rows(view: dict[str, Any]) -> list[tuple[int, str]]:
+def rows_of(view: dict[str, Any]) -> list[tuple[int, str]]:
+    """Return layer and site of each row that has nodes, from the bottom."""
     found = {_row_of(node) for node in view["nodes"]}
     return sorted(found, key=lambda row: (row[0], SITES.index(row[1])))
 
 
-def _places(rows: list[tuple[int, str]], view: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], float]:
-    """Place the nodes: each row sorted by where its neighbours are, a few times up and down."""
+def places(rows: list[tuple[int, str]], view: dict[str, Any]) -> tuple[dict[str, tuple[float, float]], float]:
+    """Place the nodes: each row sorted by where its neighbours are, a few times up and down.
+
+    Returns:
+        x and y of each node in pixels, y downwards, and the width of the picture.
+    """
     members: dict[tuple[int, str], list[str]] = {row: [] for row in rows}
     for node in view["nodes"]:
         members[_row_of(node)].append(node["name"])

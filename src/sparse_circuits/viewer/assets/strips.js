@@ -1,0 +1,19 @@
+// Text as rows of tokens, each shaded by a number.
+
+import { h, heat, inlineText, signed, tokenText } from "./text.js";
+
+/** A strip of tokens: `values` shade them, `most` is full shade, `focus` is the token that it is about. */
+export function strip(texts, values, most, { focus = -1, label = "", changed = null, onhover = null } = {}) {
+  return h("div", { class: "strip", role: "img", "aria-label": label || texts.join("") },
+    texts.map((text, i) => (text === null ? null : h("bdi", {
+      class: ["tok", i === focus ? "focus" : "", changed?.has(i) ? "changed" : "", text.includes("\n") ? "ends" : ""].filter(Boolean).join(" "),
+      style: `background:${heat(values[i] / most)}`,
+      title: `${tokenText(text)}  ${signed(values[i])}`,
+      onpointerenter: onhover && (() => onhover(i)),
+    }, inlineText(text)))));
+}
+
+/** Places at which the two sides of a pair have different tokens. */
+export function differing(pair) {
+  return new Set(pair.tokens[0].flatMap((token, i) => (token === pair.tokens[1][i] ? [] : [i])));
+}

@@ -48,9 +48,9 @@ class _LinearAround(torch.autograd.Function):
 def _mapped(x: Tensor, around: Tensor, weight: Tensor, start: Tensor) -> Tensor:
     """Return start + (x − around) @ weight, weight being (source, target)."""
     rows, out = x.contiguous().view(-1, weight.shape[0]), torch.empty(*x.shape[:-1], weight.shape[1])
-    around, weight, start = (one.contiguous().numpy() for one in (around, weight, start))
+    arrays = [one.contiguous().numpy() for one in (around, weight, start)]
     compiled: Any = loops("_around_numba")
     compiled.set_threads(torch.get_num_threads())
     flat = out.view(-1, out.shape[-1]).numpy()
-    compiled.map_rows(rows.numpy(), len(rows) // len(around), around, weight, start, flat)
+    compiled.map_rows(rows.numpy(), len(rows) // len(around), *arrays, flat)
     return out

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from sparse_circuits.configs import SteerConfig as SteerConfig
     from sparse_circuits.configs import TrainConfig as TrainConfig
     from sparse_circuits.configs import VerifyConfig as VerifyConfig
+    from sparse_circuits.converting import convert as convert
     from sparse_circuits.corpus.shards import Corpus as Corpus
     from sparse_circuits.corpus.shards import build as build_corpus  # noqa: F401
+    from sparse_circuits.downloads import download as download
     from sparse_circuits.ensemble import prune_seeds as prune_seeds
     from sparse_circuits.errors import SparseCircuitsError as SparseCircuitsError
     from sparse_circuits.examples import example as example
@@ -61,8 +63,10 @@ _HOMES = {
     "SparsityConfig": "configs",
     "TrainConfig": "configs",
     "VerifyConfig": "configs",
+    "convert": "converting",
     "Corpus": "corpus.shards",
     "build_corpus": "corpus.shards",
+    "download": "downloads",
     "SparseCircuitsError": "errors",
     "prune_seeds": "ensemble",
     "example": "examples",

@@ -17,7 +17,7 @@ from sparse_circuits.formats.model_card import model_card
 from sparse_circuits.formats.official import assemble, exact_config, release_state
 from sparse_circuits.formats.official_config import from_release, to_release
 from sparse_circuits.model import Transformer
-from sparse_circuits.tokenizer import END_OF_TEXT
+from sparse_circuits.tokenizer import END_OF_TEXT, Tokenizer
 
 CONFIG_NAME = "config.json"
 MODEL_TYPE = "circuitgpt"
@@ -94,14 +94,13 @@ def config_of(data: dict[str, Any], *, where: str) -> ModelConfig:
     return exact_config(data[OURS], config, where=f"{where}: {OURS}", beside="the rest")
 
 
-def settings_of(model: Transformer) -> dict[str, Any]:
+def settings_of(config: ModelConfig, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     """Return the content of a model's `config.json`: the release's keys, the usual names, and our own description.
 
     Raises:
         ConfigError: The release can't have such a model.
     """
-    config = model.config
-    end = None if model.tokenizer is None else model.tokenizer.end_of_text
+    end = None if tokenizer is None else tokenizer.end_of_text
     return {
         "model_type": MODEL_TYPE,
         "architectures": [ARCHITECTURE],
@@ -114,6 +113,7 @@ def settings_of(model: Transformer) -> dict[str, Any]:
         "dtype": "float32",
         "bos_token_id": None,
         "eos_token_id": end,
+        "pad_token_id": end,
         OURS: config.to_json(),
     }
 
@@ -124,7 +124,7 @@ def save(model: Transformer, folder: Path) -> None:
     Raises:
         ConfigError: The release can't have such a model.
     """
-    settings = settings_of(model)
+    settings = settings_of(model.config, model.tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_NAME, settings)
     if model.tokenizer is not None:

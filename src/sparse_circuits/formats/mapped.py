@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -69,20 +70,28 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
-    _check_archive(path)
-    try:
-        is_large = path.stat().st_size >= MAPPED_FROM
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_large)
-    except pickle.UnpicklingError as error:
-        raise FormatError(f"{path}: {_refused(str(error))}") from None
-    except Exception as error:  # a broken pickle can raise anything
-        raise FormatError(f"{path}: truncated or not a checkpoint ({_first_line(error)})") from None
+    found = open_plain(path)
     if not isinstance(found, dict) or not found:
         raise FormatError(f"{path}: holds a {type(found).__name__}, expected tensors by name")
     odd = next((name for name, value in found.items() if not isinstance(name, str) or not isinstance(value, Tensor)), 0)
     if odd != 0:
         raise FormatError(f"{path}: holds {odd!r:.60}, which is no tensor; expected a plain state dict")
     return dict(found)
+
+
+def open_plain(path: Path) -> Any:
+    """Return what torch saved in a file, with `weights_only`: tensors, numbers, texts, lists and dicts; never code.
+
+    Raises:
+        FormatError: The file is truncated, wants code, or was not written by torch.
+    """
+    _check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=path.stat().st_size >= MAPPED_FROM)
+    except pickle.UnpicklingError as error:
+        raise FormatError(f"{path}: {_refused(str(error))}") from None
+    except Exception as error:  # a broken pickle can raise anything
+        raise FormatError(f"{path}: truncated or not a checkpoint ({_first_line(error)})") from None
 
 
 def _check_archive(path: Path) -> None:

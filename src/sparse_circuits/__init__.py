@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sparse_circuits.examples import example as example
     from sparse_circuits.faithfulness import verify as verify
     from sparse_circuits.faithfulness.predictions import predict as predict
+    from sparse_circuits.interop.exporting import export as export
+    from sparse_circuits.interop.viz_data import read_viz_data as read_viz_data
     from sparse_circuits.loading import load as load
     from sparse_circuits.matching import match as match
     from sparse_circuits.model import Transformer as Transformer
@@ -72,6 +74,8 @@ _HOMES = {
     "example": "examples",
     "predict": "faithfulness.predictions",
     "verify": "faithfulness",
+    "export": "interop.exporting",
+    "read_viz_data": "interop.viz_data",
     "load": "loading",
     "match": "matching",
     "Transformer": "model",

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import FormatError
@@ -82,10 +84,20 @@ def empty_model(config: ModelConfig, tokenizer: Tokenizer | None = None, *, wher
         FormatError: Its tensors could never be allocated; the message names `where`.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoStartValues():
             return Transformer(config, tokenizer)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise FormatError(f"{where}: no model can be this large ({str(error).splitlines()[0]:.100})") from None
+
+
+class _NoStartValues(TorchFunctionMode):
+    """Skips the drawing of start values, which on tensors without memory does nothing but import torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:

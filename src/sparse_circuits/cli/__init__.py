@@ -31,8 +31,10 @@ for command in (
     train_models.generate,
     exchange.download,
     exchange.convert,
+    exchange.export,
 ):
     app.command(command)
+app.command(exchange.import_, name="import")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparse_circuits.ablation import sum_activations
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import ModelConfig
+from sparse_circuits.corpus.shards import Batches, Corpus
 from sparse_circuits.edges import EDGE_ENDS
 from sparse_circuits.errors import FormatError, WrongModelError
 from sparse_circuits.formats.mapped import open_plain
@@ -208,6 +209,23 @@ def read_viz_data(path: Path | str) -> VizData:
         raise FormatError(
             f"{path}: not a viz_data.pt of the release ({type(error).__name__}: {text[0]:.100})"
         ) from None
+
+
+def corpus_rows(folder: Path | str, model: Transformer, *, n_row: int = 512) -> Int[Tensor, "batch pos"]:
+    """Return rows of a corpus's training text, every source alike, for the means that a file lacks.
+
+    Raises:
+        CorpusError: It is not a whole corpus.
+        WrongModelError: Its tokenizer is not the model's.
+    """
+    corpus = Corpus(Path(folder))
+    if model.tokenizer is not None and model.tokenizer.to_json() != corpus.tokenizer.to_json():
+        raise WrongModelError(f"{folder}: the corpus is cut into other tokens than the model reads")
+    if corpus.tokenizer.n_vocab > model.config.n_vocab:
+        raise WrongModelError(f"{folder}: the corpus has tokens that the model doesn't know")
+    shares = {name: 1 / len(corpus.sources) for name in corpus.sources}
+    context = min(model.config.n_ctx, 256)
+    return Batches(corpus, shares=shares, context=context, batch_size=n_row, n_step=1, seed=0)(0)
 
 
 def _read(data: dict[str, Any], where: str) -> VizData:

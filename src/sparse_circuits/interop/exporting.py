@@ -24,6 +24,9 @@ from sparse_circuits.tasks import task
 N_ROW = 256
 """Rows of the corpus that samples of activations are taken from."""
 
+N_PAIR = 64
+"""Pairs of the task that the losses of a `viz_data.pt` are measured on."""
+
 
 def export(circuit: Circuit | Path | str, path: Path | str, format: str, **settings: Any) -> Path:
     """Write a circuit in the format of another tool.
@@ -72,6 +75,7 @@ def _write_viz_data(circuit: Circuit, path: Path, *, pairs: Any = None, text: An
         except TaskError as error:
             raise TaskError(f"the circuit's task can't be drawn again ({error}); give pairs") from None
         pairs, vary = drawn.split("select"), drawn.answers_vary
+        pairs = pairs.take(torch.linspace(0, len(pairs) - 1, min(N_PAIR, len(pairs))).long())
     if text is None:
         text = _text(circuit)
     if text is None:

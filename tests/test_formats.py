@@ -61,6 +61,17 @@ def test_every_layout_gives_the_releases_numbers_and_the_same_model(case, tmp_pa
         assert all(torch.equal(tensor, ours[name]) for name, tensor in opened.state_dict().items())
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda folder: folder.name.split("_")[0])
+def test_packed_execution_gives_the_same_logits(case, tmp_path):
+    model = sc.load(case)
+    tokens = load_file(case / "golden.safetensors")["idx"]
+    for folder in (case, sc.convert(model, tmp_path / "packed")):
+        opened = sc.load(folder, packed=True)
+        assert_golden(opened, case)
+        with torch.no_grad():
+            torch.testing.assert_close(opened(tokens), model(tokens), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("second", LAYOUTS)
 def test_a_model_survives_any_two_conversions(first, second, tmp_path):
@@ -481,9 +492,10 @@ def test_a_large_model_is_opened_from_its_packed_copy_the_next_time(tmp_path, mo
     folder = sparse_release(tmp_path / "release")
     first = sc.load(folder)
     monkeypatch.setattr(official, "load", lambda _: pytest.fail("the release's file was opened again"))
-    again = sc.load(folder)
+    again, packed = sc.load(folder), sc.load(folder, packed=True)
     assert checkpoint.model_hash(again) == checkpoint.model_hash(first)
-    ours = first.state_dict()
+    ours, tokens = first.state_dict(), torch.arange(8)[None]
+    torch.testing.assert_close(packed(tokens), first(tokens), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(tensor, ours[name]) for name, tensor in again.state_dict().items())
 
 

@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
-from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from sparse_circuits.configs import ModelConfig
@@ -84,27 +83,27 @@ def empty_model(config: ModelConfig, tokenizer: Tokenizer | None = None, *, wher
         FormatError: Its tensors could never be allocated; the message names `where`.
     """
     try:
-        with torch.device("meta"), _NoStartValues():
+        with torch.device("meta"), _WithoutInitialValues():
             return Transformer(config, tokenizer)
     except (RuntimeError, OverflowError, TypeError) as error:
         raise FormatError(f"{where}: no model can be this large ({str(error).splitlines()[0]:.100})") from None
 
 
-class _NoStartValues(TorchFunctionMode):
-    """Skips the drawing of start values, which on tensors without memory does nothing but import torch's compiler."""
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves out the initialisation of parameters that get their values later: on `meta` it imports half of torch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in (init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        """Return the tensor as it is, if this would fill it."""
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
-def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
-    """Read what `save_model` wrote, in evaluation mode.
+def read_model(path: Path, tokenizer: Tokenizer | None = None) -> tuple[Transformer, dict[str, np.ndarray]]:
+    """Return the empty model that a file's header describes, and the file's arrays as they are stored.
 
     Raises:
-        FormatError: The file is missing, truncated, of another format or version, or its tensors don't fit its config.
+        FormatError: The file is missing, truncated, of another format or version, or of another number of layers.
     """
     header, arrays = load_arrays(path, FORMAT, VERSION)
     if not isinstance(header.get("config"), dict):
@@ -113,7 +112,16 @@ def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
     n_layer = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
     if n_layer != config.n_layer:
         raise FormatError(f"{path}: holds {n_layer} layers, its config says n_layer {config.n_layer}")
-    model = empty_model(config, tokenizer, where=str(path))
+    return empty_model(config, tokenizer, where=str(path)), arrays
+
+
+def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
+    """Read what `save_model` wrote, in evaluation mode.
+
+    Raises:
+        FormatError: The file is missing, truncated, of another format or version, or its tensors don't fit its config.
+    """
+    model, arrays = read_model(path, tokenizer)
     loaded = {}
     for name, tensor in model.state_dict().items():
         if f"{name}.values" in arrays:

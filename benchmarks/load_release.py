@@ -1,7 +1,7 @@
-"""How long a released 0.4-billion model takes to open, and how much memory of its own; first and later.
+"""How long a released 0.4-billion model takes to open, and how much memory of its own.
 
-It makes a folder with the shape and the sparsity of csp_yolo2 (419 million weights, 1.68 GB) and random nonzeros, and opens
-it in fresh processes: first with no packed copy, then with one. Anonymous memory (RssAnon, Linux) is what the process would
+It makes a folder with the shape and the sparsity of csp_yolo2 (419 million weights, 1.68 GB) and random nonzeros, and
+opens it in fresh processes: first, later, and later with packed weights. Anonymous memory (RssAnon, Linux) is what the process would
 have to swap; pages of a mapped file are not. Before each opening the files are dropped from the page cache. `forward` is
 one pass over 64 tokens right after the opening.
 
@@ -89,7 +89,7 @@ def open_once(folder: str) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     wall, own = time.perf_counter(), time.process_time()
-    model = load(folder)
+    model = load(folder, packed=bool(os.environ.get("LOAD_PACKED")))
     wall, own = time.perf_counter() - wall, time.process_time() - own
     stopped.set()
     watcher.join()
@@ -101,11 +101,11 @@ def open_once(folder: str) -> None:
     sys.stdout.write(json.dumps({"seconds": wall, "cpu_seconds": own, "forward_seconds": forward, **after}) + "\n")
 
 
-def measured(folder: Path, cache: Path) -> dict[str, float]:
+def measured(folder: Path, cache: Path, *, packed: bool) -> dict[str, float]:
     """Open the folder in a fresh process."""
     drop_from_page_cache(folder)
     drop_from_page_cache(cache)
-    environment = {**os.environ, "SPARSE_CIRCUITS_CACHE": str(cache)}
+    environment = {**os.environ, "SPARSE_CIRCUITS_CACHE": str(cache), "LOAD_PACKED": "1" if packed else ""}
     done = subprocess.run(
         [sys.executable, __file__, "--open", str(folder)], env=environment, capture_output=True, text=True, check=True
     )
@@ -127,12 +127,12 @@ def main() -> None:
         if not (folder / "final_model.pt").exists():
             make(folder)
         cache.mkdir()
-        runs: dict[str, list[dict[str, float]]] = {"first": [], "later": []}
+        runs: dict[str, list[dict[str, float]]] = {"first": [], "later": [], "packed": []}
         for _ in range(arguments.repeat):
             shutil.rmtree(cache)
             cache.mkdir()
-            for which in ("first", "later"):
-                runs[which].append(measured(folder, cache))
+            for which, many in runs.items():
+                many.append(measured(folder, cache, packed=which == "packed"))
         copies = [path.stat().st_size for path in cache.rglob("*.safetensors")]
         size = (folder / "final_model.pt").stat().st_size
     found = {

@@ -18,8 +18,9 @@ Layout = Literal["run", "release", "huggingface"]
 def load(path: Path | str, *, device: str = "cpu", packed: bool = False) -> Transformer:
     """Open a model.
 
-    A large file of the release or of Hugging Face is mapped, and a packed copy of it is kept in the cache, which is
-    opened the next time. Weights that are not finite are loaded, and named in a warning.
+    A large file of the release or of Hugging Face is mapped: its weights are read where they are touched. The first
+    time it is read through, and a packed copy is kept in the cache, which `packed` opens from then on. Weights that are
+    not finite are loaded, and named in a warning.
 
     Args:
         path: A run folder or one of its checkpoints, a folder of the release or of Hugging Face, or the name of a
@@ -70,18 +71,19 @@ def _open_run(folder: Path, packed: bool) -> Transformer:
 
 
 def _open_foreign(folder: Path, layout: Layout, packed: bool) -> Transformer:
-    """Open a folder of the release or of Hugging Face: the packed copy if there is one, else the files."""
+    """Open a folder of the release or of Hugging Face: its files, or for packed weights the packed copy."""
     files = _files_of(folder, layout)
     copy = packed_copies.place_of(files)
-    kept = None if copy is None else packed_copies.open_copy(copy, packed=packed)
-    model, not_finite = (None, {}) if kept is None else kept
+    not_finite = None if copy is None else packed_copies.noted(copy)
+    model = packed_copies.open_copy(copy) if packed and copy is not None and not_finite is not None else None
     if model is None:
         model = official.load(folder) if layout == "release" else hf_folder.load(folder)
-        if kept is None:
+        if not_finite is None or (packed and copy is not None and copy.weights.exists()):
             not_finite = packed_copies.count_not_finite(model)
             if copy is not None:
                 packed_copies.keep(model, copy, files, not_finite)
         model = pack_model(model) if packed else model
+    assert not_finite is not None
     _warn_of_not_finite(not_finite, folder)
     model.folder = folder
     model.tokenizer = _foreign_tokenizer(folder)

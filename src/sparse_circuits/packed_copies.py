@@ -1,4 +1,4 @@
-"""Packed copies of large models in other programs' formats: made at the first opening, opened from then on."""
+"""Packed copies of large models in other programs' formats: made at the first opening, for packed ones from then on."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sparse_circuits.checkpoint import load_model, save_model
+from sparse_circuits.checkpoint import save_model
 from sparse_circuits.errors import SparseCircuitsError
 from sparse_circuits.files import read_json, write_json
 from sparse_circuits.model import Transformer
@@ -49,22 +49,19 @@ def place_of(files: Sequence[Path]) -> PackedCopy | None:
     return PackedCopy(note=folder / f"{source}-{state}.json", weights=folder / f"{source}-{state}.safetensors")
 
 
-def open_copy(copy: PackedCopy, *, packed: bool = False) -> tuple[Transformer | None, dict[str, int]] | None:
-    """Return the copy's model (None where packing saved nothing) and its numbers that are not finite, by tensor.
-
-    Args:
-        copy: Where it lies.
-        packed: Leave the weights packed in memory.
-
-    Returns:
-        None if there is no copy, or one that can't be read: it is made again.
-    """
+def noted(copy: PackedCopy) -> dict[str, int] | None:
+    """Return what was seen when the copy was made: numbers that are not finite, by tensor; None if it never was."""
     try:
-        note = read_json(copy.note, expect=FORMAT, version=VERSION)
-        read = load_packed if packed else load_model
-        model = read(copy.weights) if note["is_packed"] else None
-        return model, dict(note["not_finite"])
-    except (SparseCircuitsError, KeyError, OSError):
+        return dict(read_json(copy.note, expect=FORMAT, version=VERSION)["not_finite"])
+    except (SparseCircuitsError, KeyError, TypeError, ValueError):
+        return None
+
+
+def open_copy(copy: PackedCopy) -> Transformer | None:
+    """Return the copy's model with its weights left packed, or None if there is no copy that can be read."""
+    try:
+        return load_packed(copy.weights)
+    except SparseCircuitsError:
         return None
 
 
@@ -100,5 +97,7 @@ def count_not_finite(model: Transformer) -> dict[str, int]:
     tensors = dict(model.state_dict())
     packed = {name: getattr(module, "packed", None) for name, module in model.named_modules()}
     tensors |= {f"{name}.weight": weight.values for name, weight in packed.items() if weight is not None}
-    counts = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items()}
+    # A finite sum has only finite terms; one that is not may have overflowed, so that they are counted.
+    suspects = {name: tensor for name, tensor in tensors.items() if not bool(tensor.sum().isfinite())}
+    counts = {name: int((~tensor.isfinite()).sum()) for name, tensor in suspects.items()}
     return {name: count for name, count in counts.items() if count}

@@ -17,7 +17,7 @@ import sparse_circuits as sc
 from sparse_circuits import checkpoint, packed_copies
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError
-from sparse_circuits.formats import mapped, official, official_config, release_tokenizer
+from sparse_circuits.formats import hf_residual, mapped, official, official_config, release_tokenizer
 from sparse_circuits.model import Transformer
 from sparse_circuits.tokenizer import Tokenizer
 
@@ -400,6 +400,13 @@ def test_a_released_name_is_found_in_a_mirror_on_disk_with_the_releases_tokenize
     opened = sc.load("csp_yolo1")
     assert opened.tokenizer.encode("import os\n") == model.tokenizer.encode("import os\n")
     assert opened.folder == tmp_path / "mirror/models/csp_yolo1"
+
+
+def test_run_folders_and_the_releases_models_are_no_foreign_models_to_bridges(tmp_path):
+    assert not hf_residual.is_hf_folder(sc.example())
+    assert not hf_residual.is_hf_folder(sc.convert(CASES[1], tmp_path / "hf", "huggingface"))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert hf_residual.is_hf_folder(tmp_path)
 
 
 # Tokenizers

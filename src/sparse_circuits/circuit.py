@@ -319,6 +319,18 @@ def norms_frozen(
 
 
 class Frozen:
+    """An edit that puts a recorded activation in place of whatever comes, recorded at the same positions."""
+
+    acts_at_each_position = True
+
+    def __init__(self, recorded: Tensor) -> None:
+        self.recorded = recorded
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what was recorded."""
+        return self.recorded
+
+
 def _description(path: Path) -> dict[str, Any]:
     """Read a `circuit.json`, and check that every field that `load` uses is there and of its kind."""
     described = read_json(path, expect=FORMAT, version=VERSION)
@@ -333,14 +345,3 @@ def _description(path: Path) -> dict[str, Any]:
     if set(calibration) != {"scale", "shift"} or any(type(v) not in (int, float) for v in calibration.values()):
         raise FormatError(f"{path}: calibration is {calibration!r:.60}, expected a scale and a shift")
     return described
-class _Frozen:
-    """An edit that puts a recorded activation in place of whatever comes, recorded at the same positions."""
-
-    acts_at_each_position = True
-
-    def __init__(self, recorded: Tensor) -> None:
-        self.recorded = recorded
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return what was recorded."""
-        return self.recorded

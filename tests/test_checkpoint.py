@@ -37,7 +37,7 @@ from sparse_circuits.errors import FormatError
 from sparse_circuits.model import Transformer
 from sparse_circuits.tokenizer import Tokenizer
 
-CONFIG = ModelConfig(n_vocab=30, n_ctx=10, n_layer=2, d_model=16, n_head=2, d_head=8, d_mlp=24)
+CONFIG = ModelConfig(n_vocab=260, n_ctx=10, n_layer=2, d_model=16, n_head=2, d_head=8, d_mlp=24)
 
 
 def sparse_model(config: ModelConfig = CONFIG, seed: int = 0) -> Transformer:
@@ -344,8 +344,8 @@ def test_a_run_opens_at_the_checkpoint_that_latest_names(tmp_path: Path) -> None
 
 
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(FormatError, match=f"{folder}: no model here; expected a run folder"):
+    for folder, why in ((tmp_path, "expected a run folder"), (tmp_path / "absent", "there is no such folder")):
+        with pytest.raises(FormatError, match=f"{folder}: no model here; {why}"):
             sc.load(folder)
 
 

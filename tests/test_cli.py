@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sparse_circuits as sc
-from sparse_circuits import cli, training
+from sparse_circuits import cli, examples, training
 from sparse_circuits.checkpoint import latest_checkpoint
 from sparse_circuits.errors import FormatError
 
@@ -188,3 +188,20 @@ def test_a_circuit_that_can_t_be_checked_says_what_is_missing(command, tmp_path)
     save_file({name: array for name, array in arrays.items() if name != "keep"}, path, header)
     code, _, _ = command("verify", circuit)
     assert "keep is missing: which nodes are the circuit's" in code
+
+
+def test_a_model_is_converted_and_a_warning_is_one_line(command, tmp_path):
+    code, _, err = command("convert", examples.example(), tmp_path / "release", "--to", "release")
+    assert (code, f"wrote {tmp_path / 'release'}" in err) == (0, True)
+    path = tmp_path / "release/beeg_config.json"
+    path.write_text(path.read_text().replace("{", '{"novel": 1,', 1))
+    done = subprocess.run(
+        [sys.executable, "-c", "from sparse_circuits.cli import main; main()", "inspect", path.parent, "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["layout"] == "release"
+    assert done.stderr == f"sparse-circuits: warning: {path}: unknown keys ignored: novel\n"
+    code, _, _ = command("download", "csp_yollo2")
+    assert "did you mean csp_yolo2" in code

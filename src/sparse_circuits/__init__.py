@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from sparse_circuits.configs import SteerConfig as SteerConfig
     from sparse_circuits.configs import TrainConfig as TrainConfig
     from sparse_circuits.configs import VerifyConfig as VerifyConfig
+    from sparse_circuits.converting import convert as convert
     from sparse_circuits.corpus.shards import Corpus as Corpus
     from sparse_circuits.corpus.shards import build as build_corpus  # noqa: F401
+    from sparse_circuits.downloads import download as download
     from sparse_circuits.editing import NodeEdit as NodeEdit
     from sparse_circuits.editing import edited as edited
     from sparse_circuits.ensemble import prune_seeds as prune_seeds
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from sparse_circuits.explaining import explain as explain
     from sparse_circuits.faithfulness import verify as verify
     from sparse_circuits.faithfulness.predictions import predict as predict
+    from sparse_circuits.interop.exporting import export as export
+    from sparse_circuits.interop.viz_data import read_viz_data as read_viz_data
     from sparse_circuits.loading import load as load
     from sparse_circuits.matching import match as match
     from sparse_circuits.model import Transformer as Transformer
@@ -70,8 +74,10 @@ _HOMES = {
     "SparsityConfig": "configs",
     "TrainConfig": "configs",
     "VerifyConfig": "configs",
+    "convert": "converting",
     "Corpus": "corpus.shards",
     "build_corpus": "corpus.shards",
+    "download": "downloads",
     "SparseCircuitsError": "errors",
     "NodeEdit": "editing",
     "edited": "editing",
@@ -80,6 +86,8 @@ _HOMES = {
     "explain": "explaining",
     "predict": "faithfulness.predictions",
     "verify": "faithfulness",
+    "export": "interop.exporting",
+    "read_viz_data": "interop.viz_data",
     "load": "loading",
     "match": "matching",
     "Transformer": "model",

@@ -115,15 +115,21 @@ def ablation_values(
         return torch.zeros(NodeSpace.of(model.config).n_node)
     if how == "task_mean":
         return task_means(model, fit)
-    if model.folder is None:
+    found = None if model.folder is None else stored_means(model, model.folder)
+    if found is not None:
+        return found
+    if model.folder is None or not is_run(model.folder):
         raise PruneError(
             "ablation mean needs the corpus, and this model comes from no run folder; take task_mean or zero"
         )
-    found = stored_means(model, model.folder)
-    if found is not None:
-        return found
     config, corpus = run_of(model.folder)
     return corpus_means(model, corpus, config, n_token=n_token, cache=model.folder)
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether the folder is that of a run, which knows its corpus."""
+    path = folder / "config.json"
+    return path.exists() and read_json(path).get("format") == "sparse-circuits run"
 
 
 def run_of(folder: Path) -> tuple[TrainConfig, Corpus]:

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import FormatError
@@ -75,19 +76,54 @@ def save_model(model: Transformer, path: Path, *, weights: Literal["packed", "pl
     save_arrays(path, arrays, header)
 
 
+def empty_model(config: ModelConfig, tokenizer: Tokenizer | None = None, *, where: str) -> Transformer:
+    """Make a model whose tensors have shapes but no memory, to be filled by `load_state_dict(…, assign=True)`.
+
+    Raises:
+        FormatError: Its tensors could never be allocated; the message names `where`.
+    """
+    try:
+        with torch.device("meta"), _WithoutInitialValues():
+            return Transformer(config, tokenizer)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise FormatError(f"{where}: no model can be this large ({str(error).splitlines()[0]:.100})") from None
+
+
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves out the initialisation of parameters that get their values later: on `meta` it imports half of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Return the tensor as it is, if this would fill it."""
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def read_model(path: Path, tokenizer: Tokenizer | None = None) -> tuple[Transformer, dict[str, np.ndarray]]:
+    """Return the empty model that a file's header describes, and the file's arrays as they are stored.
+
+    Raises:
+        FormatError: The file is missing, truncated, of another format or version, or of another number of layers.
+    """
+    header, arrays = load_arrays(path, FORMAT, VERSION)
+    if not isinstance(header.get("config"), dict):
+        raise FormatError(f"{path}: the header has no config")
+    config = ModelConfig.from_json(header["config"], where=str(path))
+    n_layer = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
+    if n_layer != config.n_layer:
+        raise FormatError(f"{path}: holds {n_layer} layers, its config says n_layer {config.n_layer}")
+    return empty_model(config, tokenizer, where=str(path)), arrays
+
+
 def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
     """Read what `save_model` wrote, in evaluation mode.
 
     Raises:
         FormatError: The file is missing, truncated, of another format or version, or its tensors don't fit its config.
     """
-    header, arrays = load_arrays(path, FORMAT, VERSION)
-    if "config" not in header:
-        raise FormatError(f"{path}: the header has no config")
-    model = Transformer(ModelConfig.from_json(header["config"], where=str(path)), tokenizer)
-    state = model.state_dict()
+    model, arrays = read_model(path, tokenizer)
     loaded = {}
-    for name, tensor in state.items():
+    for name, tensor in model.state_dict().items():
         if f"{name}.values" in arrays:
             array = unpack(arrays, name, tuple(tensor.shape), str(path))
         elif name in arrays:
@@ -96,8 +132,10 @@ def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
             raise FormatError(f"{path}: has no tensor {name}")
         if array.shape != tuple(tensor.shape):
             raise FormatError(f"{path}: {name} has shape {array.shape}, its config says {tuple(tensor.shape)}")
-        loaded[name] = torch.from_numpy(np.array(array))
-    model.load_state_dict(loaded)
+        if array.dtype != np.float32:
+            raise FormatError(f"{path}: {name} holds {array.dtype}, expected float32")
+        loaded[name] = torch.from_numpy(array if array.flags.writeable else array.copy())
+    model.load_state_dict(loaded, assign=True)
     return model.eval()
 
 
@@ -146,9 +184,17 @@ def unpack(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...], whe
     check_packed(arrays, name, shape, where)
     values, columns, offsets = (arrays[f"{name}.{part}"] for part in PARTS)
     counts = np.diff(offsets.astype(np.int64))
-    array = np.zeros(shape, dtype=values.dtype)
+    array = _zeros(shape, values.dtype)
     array[np.repeat(np.arange(shape[0]), counts), columns] = values
     return array
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return zeros that take memory where they are written to, aligned as torch aligns its own."""
+    n_byte = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(n_byte + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + n_byte].view(dtype).reshape(shape)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:

@@ -222,7 +222,7 @@ class Circuit:
             WrongModelError: The model is not the one that it was cut from.
         """
         folder = Path(folder)
-        described = read_json(folder / "circuit.json", expect=FORMAT, version=VERSION)
+        described = _description(folder / "circuit.json")
         if not is_done(folder):
             raise FormatError(f"{folder}: the circuit was not written to its end")
         if model is None:
@@ -329,3 +329,19 @@ class Frozen:
     def __call__(self, x: Tensor) -> Tensor:
         """Return what was recorded."""
         return self.recorded
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """Read a `circuit.json`, and check that every field that `load` uses is there and of its kind."""
+    described = read_json(path, expect=FORMAT, version=VERSION)
+    kinds = dict.fromkeys(("model", "task", "settings", "calibration", "losses", "effects"), dict)
+    kinds |= {"removed": list, "test_readings": list}
+    for name, kind in kinds.items():
+        if not isinstance(described.get(name), kind):
+            raise FormatError(f"{path}: {name} is {described.get(name)!r:.60}, expected a {kind.__name__}")
+    model, calibration = described["model"], described["calibration"]
+    if not isinstance(model.get("hash"), str) or not isinstance(model.get("path"), str | None):
+        raise FormatError(f"{path}: model needs a hash, and a path or null")
+    if set(calibration) != {"scale", "shift"} or any(type(v) not in (int, float) for v in calibration.values()):
+        raise FormatError(f"{path}: calibration is {calibration!r:.60}, expected a scale and a shift")
+    return described

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from sparse_circuits.ablation import run_of
+from sparse_circuits.ablation import is_run, run_of
 from sparse_circuits.checkpoint import save_checkpoint
 from sparse_circuits.errors import FormatError
 from sparse_circuits.files import is_done, mark_done
@@ -67,7 +67,7 @@ def control_run(model: Transformer, kind: Kind, out: Path | str, *, seed: int = 
     """
     out = Path(out)
     if not is_done(out):
-        if model.folder is None or not (model.folder / "config.json").exists():
+        if model.folder is None or not is_run(model.folder):
             raise FormatError("controls need the run folder of the model, for its settings and its corpus")
         config, corpus = run_of(model.folder)
         prepare_folder(config, corpus, out)

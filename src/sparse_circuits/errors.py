@@ -6,6 +6,7 @@ Catching `SparseCircuitsError` catches them all; the command line prints its mes
     - ConfigError: a setting is unknown, of the wrong type, out of range or without effect
     - OutputExistsError: the output folder already holds a finished result
     - FormatError: a file is truncated, of another version, or not what it says it is
+    - DownloadError: a file could not be fetched, or is not what its checksum says
     - CorpusError: the text to train on is missing, unreadable or too short
     - DivergedError: training has met gradients that are not finite, too many times in a row
     - DeviceError: the device is not there, or its memory can't hold what is asked
@@ -33,6 +34,10 @@ class OutputExistsError(SparseCircuitsError):
 
 class FormatError(SparseCircuitsError):
     """A file is truncated, of another version, or not what it says it is."""
+
+
+class DownloadError(SparseCircuitsError):
+    """A file could not be fetched, or is not what its checksum says."""
 
 
 class CorpusError(SparseCircuitsError):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparse_circuits import kernels
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import TapError
+from sparse_circuits.hooks import Hooked
 from sparse_circuits.kernels import PackedWeight
 from sparse_circuits.taps import EdgeCut, Tap
 from sparse_circuits.tokenizer import Tokenizer
@@ -232,7 +233,7 @@ class LayerCache:
         return self._stored[0, :, : self.n_pos], self._stored[1, :, : self.n_pos]
 
 
-class Transformer(nn.Module):
+class Transformer(Hooked, nn.Module):
     """A weight-sparse (or dense) transformer that predicts the next token.
 
     Args:

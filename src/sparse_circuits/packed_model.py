@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from sparse_circuits import checkpoint, kernels
-from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import FormatError
 from sparse_circuits.kernels import PackedWeight
 from sparse_circuits.model import Linear, Transformer
@@ -44,11 +42,7 @@ def load_packed(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
     Raises:
         FormatError: As `checkpoint.load_model`.
     """
-    header, arrays = checkpoint.load_arrays(path, checkpoint.FORMAT, checkpoint.VERSION)
-    if "config" not in header:
-        raise FormatError(f"{path}: the header has no config")
-    with torch.device("meta"), _WithoutInitialValues():
-        model = Transformer(ModelConfig.from_json(header["config"], where=str(path)), tokenizer)
+    model, arrays = checkpoint.read_model(path, tokenizer)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     whole = {}
     for name, shape in shapes.items():
@@ -86,16 +80,6 @@ def _stays_packed(model: Transformer, name: str) -> bool:
     if name in ("token_embedding.weight", "unembedding.weight"):
         return not model.config.tied_unembedding
     return name.removesuffix(".weight").removeprefix("blocks.") in model.linears()
-
-
-class _WithoutInitialValues(TorchFunctionMode):
-    """Leaves out the initialisation of parameters that get their values later: on `meta` it imports half of torch."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Return the tensor as it is, if this would fill it."""
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def _taken(arrays: dict[str, np.ndarray], name: str, part: str) -> np.ndarray:

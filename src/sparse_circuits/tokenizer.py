@@ -56,7 +56,11 @@ class Tokenizer:
     def save(self, path: Path | str) -> None:
         """Write a `tokenizer.json`, whole or not at all."""
         with written_whole(Path(path)) as temporary:
-            temporary.write_text(self._bpe.to_str(), encoding="utf-8")
+            temporary.write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """Return what a `tokenizer.json` holds."""
+        return self._bpe.to_str()
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; the end of text never comes from text."""

@@ -145,6 +145,7 @@ def prepare_folder(config: TrainConfig, corpus: Corpus, out: Path, *, more: dict
     described = {
         "format": FORMAT,
         "version": VERSION,
+        "model_type": "sparse-circuits",  # by which Hugging Face's classes know the folder
         "train": config.to_json(),
         "corpus": {"path": os.path.relpath(corpus.folder.resolve(), out.resolve()), "hash": corpus.hash},
         **(more or {}),

@@ -1,10 +1,11 @@
 """The command `sparse-circuits`: parse, call one function, say what was written."""
 
 import sys
+import warnings
 
 import tyro
 
-from sparse_circuits.cli import bridge_models, check_circuits, cut_circuits, train_models
+from sparse_circuits.cli import bridge_models, check_circuits, cut_circuits, exchange, train_models
 from sparse_circuits.configs import DemoConfig, TrainConfig
 from sparse_circuits.errors import SparseCircuitsError
 from sparse_circuits.memory import keep_freed_memory
@@ -28,14 +29,19 @@ for command in (
     cut_circuits.view,
     train_models.inspect,
     train_models.generate,
+    exchange.download,
+    exchange.convert,
+    exchange.export,
 ):
     app.command(command)
+app.command(exchange.import_, name="import")
 
 
 def main() -> None:
-    """Run the command; an expected error is one line on stderr and exit code 1."""
+    """Run the command; an expected error is one line on stderr and exit code 1, a warning is one line too."""
     arguments = sys.argv[1:]
     keep_freed_memory()
+    as_before, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         if len(arguments) > 1 and arguments[0] in ("train", "demo") and arguments[1].endswith(".json"):
             kind = TrainConfig if arguments[0] == "train" else DemoConfig
@@ -50,3 +56,9 @@ def main() -> None:
         sys.exit(f"sparse-circuits: interrupted; {stopped}" if str(stopped) else "sparse-circuits: interrupted")
     except OSError as error:
         sys.exit(f"sparse-circuits: {error}")
+    finally:
+        warnings.formatwarning = as_before
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    return f"sparse-circuits: warning: {message}\n"

@@ -10,7 +10,9 @@ import tyro
 Out = Annotated[Path, tyro.conf.arg(help="Folder to write.")]
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on stdout.", name="json")]
 ModelFolder = Annotated[
-    Path, tyro.conf.Positional, tyro.conf.arg(help="A run folder, a checkpoint, or a release's folder.")
+    Path,
+    tyro.conf.Positional,
+    tyro.conf.arg(help="A folder of ours, the release or Hugging Face; or a released name."),
 ]
 MaxToken = Annotated[
     int | None, tyro.conf.arg(help="Longest prompt, in tokens; 64 if left out, or 256 of a file of pairs.")
@@ -47,10 +49,10 @@ def task_for(model: Any, name: str, seed: int, max_token: int | None = None) -> 
 
 def corpus_of(model: Any) -> Any:
     """Return the corpus that a model's run was trained on, if it is still there."""
-    from sparse_circuits.ablation import run_of
+    from sparse_circuits.ablation import is_run, run_of
     from sparse_circuits.errors import CorpusError, FormatError
 
-    if model.folder is None:
+    if model.folder is None or not is_run(model.folder):
         return None
     try:
         return run_of(model.folder)[1]

@@ -128,14 +128,18 @@ def match(
 
 
 def inspect(model: ModelFolder, json: Json = False) -> None:
-    """Say what a model is: its shape, how sparse it is, its hash."""
+    """Say what a model is: its layout and shape, how sparse it is, its hash."""
     from sparse_circuits.checkpoint import model_hash
-    from sparse_circuits.loading import load
+    from sparse_circuits.loading import layout_of, load
+    from sparse_circuits.released import locate
     from sparse_circuits.sparsity import count_nonzeros
 
     opened = load(model)
+    folder = locate(model)
     counted = dataclasses.asdict(count_nonzeros(opened))
-    told = {"hash": model_hash(opened), **counted, "n_node": sum(opened.config.node_widths().values())}
+    told = {"folder": str(folder), "layout": layout_of(folder), "hash": model_hash(opened), **counted}
+    told |= {"n_node": sum(opened.config.node_widths().values())}
+    told["tokenizer"] = "none" if opened.tokenizer is None else f"{opened.tokenizer.n_vocab:,} tokens"
     told["config"] = opened.config.to_json()
     lines = [f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}" for key, value in told.items()]
     tell(told, "\n".join(lines), json=json)

@@ -20,15 +20,20 @@ TOLERANCE = 1e-3
 """How far logits may be from the library's own, relative to their spread, before a model is refused."""
 
 
+OWN_TYPES = ("sparse-circuits", "circuitgpt")
+"""The `model_type` of run folders and of the release's models, which `loading.load` opens."""
+
+
 def is_hf_folder(folder: Path) -> bool:
-    """Say whether the folder has the library's layout."""
+    """Say whether the folder has the library's layout and a model of another kind than ours."""
     path = folder / CONFIG_NAME
     if not path.exists():
         return False
     try:
-        return "model_type" in json.loads(path.read_text(encoding="utf-8"))
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (json.JSONDecodeError, UnicodeDecodeError):
         return False
+    return kind is not None and kind not in OWN_TYPES
 
 
 def open_hf(folder: Path | str) -> "HFModel":

@@ -1,6 +1,6 @@
 """Folders of the paper's release: `beeg_config.json` and `final_model.pt`."""
 
-import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,46 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_circuits.checkpoint import empty_model
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import ConfigError, FormatError
-from sparse_circuits.files import read_json
+from sparse_circuits.files import read_json, write_json, written_whole
+from sparse_circuits.formats import release_tokenizer
+from sparse_circuits.formats.mapped import open_weights
+from sparse_circuits.formats.official_config import from_release, parameter_names, to_release
 from sparse_circuits.model import Transformer
 
 CONFIG_NAME = "beeg_config.json"
 WEIGHTS_NAME = "final_model.pt"
+NOTE_NAME = "sparse_circuits.json"
+FORMAT, VERSION = "sparse-circuits model config", 1
 
-SITES = {
-    "attn_in": "attn.act_in",
-    "attn_q": "attn.q",
-    "attn_k": "attn.k",
-    "attn_v": "attn.v",
-    "attn_out": "attn.resid_delta",
-    "mlp_in": "mlp.act_in",
-    "mlp_neuron": "mlp.post_act",
-    "mlp_out": "mlp.resid_delta",
-    "resid_post_attn": "resid_mid",
-    "resid_post_mlp": "resid_out",
-}
-"""The release's names of AbsTopK sites, and ours."""
-
-IGNORED = frozenset(
-    """
-    afrac_approx afrac_ste afrac_ste_only_non_neurons bigram_table_rank debug_exact_topk debug_nans
-    dropout dropout_cat_pos_emb enable_fp8_linear enable_sparse_kernels expansion_factor
-    expansion_factor_mlp flash grad_checkpointing ignore_dw_grad mup mup_width_multiplier n_embd pfrac
-    rtopk scale_invariance sparse_matmul_impl tokenizer_name unembed_rank
-    """.split()
-)
-"""Keys of published configurations that change how a model was trained or run, not what it computes."""
-
-_BOTH = {"rms_norm": False, "bias": True, "ln_bias": True, "tied_unembed": True, "sink": False}
-_READ = frozenset(
-    """
-    block_size vocab_size n_layer n_head d_head d_model residual_activation_type activation_type afrac
-    afrac_loctypes d_mlp n_mlp enable_bigram_table learnable_bigram_table d_pos_emb
-    sinusoidal_cat_pos_emb use_tied_aux_matrix
-    """.split()
-) | frozenset(_BOTH)
+_LAYER = re.compile(r"transformer\.h\.(\d{1,6})\.")
+_DROPPED = re.compile(r"transformer\.h\.\d+\.attn\.bias")
+"""Causal masks that the release's model stores where it has no fused attention; they are no parameters."""
 
 
 def is_official(folder: Path) -> bool:
@@ -56,7 +33,7 @@ def is_official(folder: Path) -> bool:
 
 
 def load(folder: Path) -> Transformer:
-    """Open a model of the release; it is never unpickled beyond plain tensors.
+    """Open a model of the release; it is never unpickled beyond plain tensors. A large one stays on disk, mapped.
 
     Raises:
         FormatError: A file is missing, truncated, or a tensor is missing or of another shape.
@@ -64,118 +41,134 @@ def load(folder: Path) -> Transformer:
     """
     config = read_config(folder / CONFIG_NAME)
     path = folder / WEIGHTS_NAME
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise FormatError(f"{path}: no such file") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-        raise FormatError(f"{path}: truncated or not a checkpoint ({str(error).splitlines()[0]})") from None
-    model = Transformer(config)
-    load_state(model, state, where=str(path))
-    return model.eval()
+    return assemble(config, open_weights(path), where=str(path), config_name=CONFIG_NAME)
+
+
+def save(model: Transformer, folder: Path) -> None:
+    """Write a model so that the release's code opens it, with its tokenizer if it has one.
+
+    What the release's configuration has no word for stands in `sparse_circuits.json`, which its code never reads.
+
+    Raises:
+        ConfigError: The release can't have such a model.
+    """
+    settings = to_release(model.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG_NAME, settings)
+    write_json(folder / NOTE_NAME, {"format": FORMAT, "version": VERSION, "config": model.config.to_json()})
+    if model.tokenizer is not None:
+        release_tokenizer.save(model.tokenizer, folder)
+    with written_whole(folder / WEIGHTS_NAME) as temporary:
+        torch.save(release_state(model), temporary)
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Translate a `beeg_config.json`; unknown keys are named in one warning."""
-    data = read_json(path)
-    unknown = sorted(set(data) - IGNORED - _READ)
-    if unknown:
-        warnings.warn(f"{path}: unknown keys ignored: {', '.join(unknown)}", stacklevel=2)
-    if data.get("use_tied_aux_matrix"):
-        raise ConfigError(f"{path}: use_tied_aux_matrix is set; models with an auxiliary matrix can't be read")
-    flags = {name: data.get(name, default) for name, default in _BOTH.items()}
-    d_model, n_head = data["d_model"], data["n_head"]
-    has_density = data.get("afrac") is not None
-    try:
-        return ModelConfig(
-            n_vocab=data["vocab_size"],
-            n_ctx=data["block_size"],
-            n_layer=data["n_layer"],
-            d_model=d_model,
-            n_head=n_head,
-            d_head=data.get("d_head") or d_model // n_head,
-            d_mlp=data.get("d_mlp") or data.get("n_mlp") or 4 * d_model,
-            activation=data.get("activation_type", "gelu"),
-            norm="rms" if flags["rms_norm"] else "layer",
-            norm_bias=flags["ln_bias"] and not flags["rms_norm"],
-            linear_bias=flags["bias"],
-            act_density=data["afrac"] if has_density else None,
-            act_sites=_sites(data.get("afrac_loctypes") or "", str(path)),
-            attention_sink=flags["sink"],
-            tied_unembedding=flags["tied_unembed"],
-            bigram=_bigram(data),
-            bigram_trains_last_row=_bigram(data) != "learned",
-            positions=_positions(data),
-            d_position=data.get("d_pos_emb"),
-            residual_activation="relu" if data.get("residual_activation_type") == "relu" else "none",
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    """Translate a `beeg_config.json`; unknown keys are named in one warning.
+
+    Raises:
+        FormatError: No such file, or it is not JSON.
+        ConfigError: See `from_release`.
+    """
+    config = from_release(read_json(path), where=str(path))
+    note = path.with_name(NOTE_NAME)
+    if not note.exists():
+        return config
+    described = read_json(note, expect=FORMAT, version=VERSION).get("config")
+    return exact_config(described, config, where=str(note), beside=path.name)
 
 
-def parameter_names(config: ModelConfig) -> dict[str, str]:
-    """Return the release's name of each of our tensors."""
-    names = {"token_embedding.weight": "transformer.wte.weight", "logit_bias": "final_logits_bias"}
-    if config.positions != "none":
-        names["position_embedding.weight"] = "transformer.wpe.weight"
-    if not config.tied_unembedding:
-        names["unembedding.weight"] = "lm_head.weight"
-    if config.bigram != "none":
-        names["bigram"] = "bigram_table"
-    norm = ("weight", "bias") if config.norm_bias else ("weight",)
-    linear = ("weight", "bias") if config.linear_bias else ("weight",)
-    modules = {"final_norm": ("transformer.ln_f", norm)}
-    for i in range(config.n_layer):
-        ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
-        for sublayer, n in (("attn", 1), ("mlp", 2)):
-            modules[f"{ours}.{sublayer}.read.norm"] = (f"{theirs}.ln_{n}", norm)
-            if config.has_concatenated_positions:
-                modules[f"{ours}.{sublayer}.read.position_norm"] = (f"{theirs}.ln_p{n}", norm)
-        modules[f"{ours}.attn.qkv"] = (f"{theirs}.attn.c_attn", linear)
-        modules[f"{ours}.attn.out"] = (f"{theirs}.attn.c_proj", linear)
-        modules[f"{ours}.mlp.fc_in"] = (f"{theirs}.mlp.c_fc", linear)
-        modules[f"{ours}.mlp.fc_out"] = (f"{theirs}.mlp.c_proj", linear)
-        if config.attention_sink:
-            names[f"{ours}.attn.sink"] = f"{theirs}.attn.attn_imp.sink_logit"
-    for ours, (theirs, parts) in modules.items():
-        names |= {f"{ours}.{part}": f"{theirs}.{part}" for part in parts}
-    return names
+def exact_config(described: Any, config: ModelConfig, *, where: str, beside: str) -> ModelConfig:
+    """Return our own description of a model that the release's configuration describes too.
+
+    Args:
+        described: The JSON of a `ModelConfig`.
+        config: What the release's configuration says.
+        where: The file of `described`, for messages.
+        beside: The name of the release's configuration.
+
+    Raises:
+        ConfigError: The two don't agree.
+    """
+    if not isinstance(described, dict):
+        raise ConfigError(f"{where}: has no config of a model")
+    exact = ModelConfig.from_json(described, where=where)
+    ours, theirs = to_release(exact), to_release(config)
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise ConfigError(f"{where}: says {name} {value}, {beside} says {theirs[name]}; one of them was changed")
+    return exact
 
 
-def load_state(model: Transformer, state: dict[str, Tensor], *, where: str) -> None:
-    """Copy the release's tensors into `model`; a missing logit bias means zeros, mask buffers are dropped."""
-    names = parameter_names(model.config)
-    translated = {}
-    for ours, tensor in model.state_dict().items():
+def assemble(config: ModelConfig, state: dict[str, Tensor], *, where: str, config_name: str) -> Transformer:
+    """Make a model of the release's tensors without copying those that are float32; it is in evaluation mode.
+
+    A missing logit bias means zeros; the masks that the release stores are dropped; tensors that the configuration has
+    no place for are named in one warning.
+
+    Raises:
+        FormatError: A tensor is missing, no matrix of numbers, or not of the shape that the configuration makes it.
+    """
+    n_layer = 1 + max((int(m[1]) for m in map(_LAYER.match, state) if m), default=-1)
+    if n_layer != config.n_layer:
+        raise FormatError(f"{where}: holds {n_layer} layers, {config_name} says n_layer {config.n_layer}")
+    model = empty_model(config, where=where)
+    names, found, addresses = parameter_names(config), {}, set()
+    for ours, empty in model.state_dict().items():
         theirs = names[ours]
         if theirs not in state:
             if ours == "logit_bias":
                 continue
-            raise FormatError(f"{where}: has no tensor {theirs}")
-        if state[theirs].shape != tensor.shape:
+            raise FormatError(f"{where}: has no tensor {theirs}, which {config_name} asks for")
+        tensor = state[theirs]
+        if tensor.shape != empty.shape:
             raise FormatError(
-                f"{where}: {theirs} has shape {tuple(state[theirs].shape)}, expected {tuple(tensor.shape)}"
+                f"{where}: {theirs} has shape {tuple(tensor.shape)}; {config_name} makes it {tuple(empty.shape)} "
+                f"({_widths(config)})"
             )
-        translated[ours] = state[theirs]
-    model.load_state_dict(translated, strict=False)
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise FormatError(f"{where}: {theirs} holds {tensor.dtype} ({tensor.layout}), expected real numbers")
+        tensor = tensor.detach().to(torch.float32).contiguous()
+        if tensor.data_ptr() in addresses:  # stored once under two names, but two parameters here
+            tensor = tensor.clone()
+        addresses.add(tensor.data_ptr())
+        found[ours] = tensor
+    found.setdefault("logit_bias", torch.zeros(config.n_vocab))
+    _warn_of_leftovers(config, state, set(names.values()), where, config_name)
+    model.load_state_dict(found, assign=True)
+    return model.eval()
 
 
-def _sites(names: str, where: str) -> tuple[str, ...]:
-    sites = []
-    for name in filter(None, names.split(",")):
-        if name not in SITES:
-            raise ConfigError(f"{where}: afrac_loctypes names {name!r}, expected some of {', '.join(SITES)}")
-        sites.append(SITES[name])
-    return tuple(sites)
+def load_state(model: Transformer, state: dict[str, Tensor], *, where: str) -> None:
+    """Copy the release's tensors into `model`."""
+    made = assemble(model.config, state, where=where, config_name="its configuration")
+    model.load_state_dict(made.state_dict())
 
 
-def _bigram(data: dict[str, Any]) -> Any:
-    if not data.get("enable_bigram_table"):
-        return "none"
-    return "learned" if data.get("learnable_bigram_table") else "fixed"
+def release_state(model: Transformer) -> dict[str, Tensor]:
+    """Return a model's tensors under the release's names, sharing their memory."""
+    config = model.config
+    names = parameter_names(config)
+    state = {names[ours]: tensor.detach().cpu() for ours, tensor in model.state_dict().items()}
+    if config.positions == "none":
+        state["transformer.wpe.weight"] = torch.zeros(config.n_ctx, config.d_model)
+    if config.tied_unembedding:
+        state["lm_head.weight"] = state["transformer.wte.weight"]
+    return state
 
 
-def _positions(data: dict[str, Any]) -> Any:
-    if data.get("d_pos_emb") is None:
-        return "added"
-    return "sinusoidal" if data.get("sinusoidal_cat_pos_emb") else "concatenated"
+def _warn_of_leftovers(
+    config: ModelConfig, state: dict[str, Tensor], known: set[str], where: str, config_name: str
+) -> None:
+    known = known | ({"lm_head.weight"} if config.tied_unembedding else set())
+    if config.positions == "none" and not state.get("transformer.wpe.weight", torch.zeros(1)).any():
+        known.add("transformer.wpe.weight")
+    left = sorted(name for name in state if name not in known and not _DROPPED.fullmatch(name))
+    if left:
+        shown = ", ".join(name[:80] for name in left[:6]) + (f" and {len(left) - 6} more" if len(left) > 6 else "")
+        warnings.warn(f"{where}: {config_name} has no place for {shown}: ignored", stacklevel=4)
+
+
+def _widths(config: ModelConfig) -> str:
+    words = {"d_model": config.d_model, "n_head": config.n_head, "d_head": config.d_head, "d_mlp": config.d_mlp}
+    words |= {"vocab_size": config.n_vocab, "block_size": config.n_ctx, "d_pos_emb": config.d_position}
+    return ", ".join(f"{name} {value}" for name, value in words.items() if value is not None)

@@ -1,0 +1,1 @@
+"""Ways out to other tools, and back: one file a format."""

@@ -3,7 +3,8 @@
     python benchmarks/prune_runs.py [--runs 8] [--steps 10] [--rounds 5] [--clock wall|cpu] [--before CHECKOUT]
 
 The model has the demo's shape and random weights of its density; prompts are random tokens. Prints the medians and
-their ratio for 16 pairs of 64 tokens and for 8 pairs of 16, and writes benchmarks/results/prune_runs-DATE-MACHINE.json.
+their ratio for 16 pairs of 64 tokens and for 8 pairs of 16, and writes a file
+benchmarks/results/prune_runs[-cpu]-DATE-MACHINE.json.
 With `--before`, a checkout of commit 6d8a58d, the first pruner makes the same runs, one by one, in a process of its own
 that takes its turn in every round. On a machine that others use too, `--clock cpu` counts the process's own seconds.
 """
@@ -149,7 +150,8 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
-    path = folder / f"prune_runs-{datetime.date.today()}-{platform.machine()}-{os.cpu_count()}.json"
+    kind = "-cpu" if arguments.clock == "cpu" else ""
+    path = folder / f"prune_runs{kind}-{datetime.date.today()}-{platform.machine()}-{os.cpu_count()}.json"
     path.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import torch
 from hand_built import NODES, hand_built_model, hand_built_task, random_model, random_pairs
 from test_circuit import circuit_of
 
+from sparse_circuits import kernels
 from sparse_circuits.ablation import ablation_values, task_means
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
@@ -201,6 +202,17 @@ def test_masks_learned_side_by_side_begin_as_each_alone():
         alone = learn_masks(model, runs[run : run + 1])
         torch.testing.assert_close(tau, alone.tau[0], rtol=1e-5, atol=1e-6)
         assert history[0] == pytest.approx(alone.history[0][0], rel=1e-5)
+
+
+def test_the_fast_kernels_end_at_the_masks_of_the_plain_ones():
+    model, fit = random_model(), random_pairs()
+    values = torch.randn(NodeSpace.of(model.config).n_node, generator=torch.Generator().manual_seed(0))
+    config = PruneConfig(n_step=25, n_pair=4, lr=3e-2)
+    fast = learn_masks(model, [MaskRun(fit=fit, values=values, config=config)])
+    with kernels.use("reference"):
+        plain = learn_masks(model, [MaskRun(fit=fit, values=values, config=config)])
+    assert 0.1 < float(plain.keep.float().mean()) < 0.98
+    assert float((fast.keep == plain.keep).float().mean()) >= 0.99
 
 
 def test_runs_with_different_numbers_of_steps_are_refused():

@@ -175,6 +175,7 @@ def random_sets(
     select: Pairs,
     may_shift: bool,
     n_set: int = N_SET,
+    n_again: int | None = None,
     alike: Callable[[Circuit, Float[Tensor, " node"]], Float[Tensor, " node"]] = lambda _, active: active,
 ) -> RandomSets:
     """Ablate matched random sets in the full model, and refit the calibration for each as `necessity` does.
@@ -185,6 +186,7 @@ def random_sets(
         select: What each set is calibrated on, and what nodes' activity is taken from.
         may_shift: Whether a calibration has a shift.
         n_set: Sets.
+        n_again: How many of them are measured again; `N_AGAIN` if left out.
         alike: Given the mean magnitudes of all nodes, what is matched within each location: these, or `throughput`.
     """
     sets = matched_sets(circuit.keep, alike(circuit, activity(circuit, select)), circuit.space, n_set=n_set)
@@ -203,7 +205,7 @@ def random_sets(
         return task_loss(found[1]), task_loss(calibrated(found[1], fitted)), found[1].shape[1]
 
     before, refitted, n_pair = measured(sets, N_SET_PAIR)
-    again = refitted[:-1].topk(min(N_AGAIN, n_set)).indices
+    again = refitted[:-1].topk(min(n_again or N_AGAIN, n_set)).indices
     before_again, refitted_again, n_again_pair = measured(sets[again], N_AGAIN_PAIR)
     return RandomSets(
         n_set=n_set,

@@ -132,7 +132,7 @@ def adversarial_subset(subject: Subject, share: float, config: VerifyConfig) -> 
 def _mask_gradient(subject: Subject, mask: Float[Tensor, " node"], pairs: Pairs) -> Float[Tensor, " node"]:
     circuit, space = subject.circuit, subject.circuit.space
     masks, values = space.split(mask), space.split(circuit.values)
-    with replacing(circuit.model, {name: Dimmed(masks[name][None], values[name]) for name in space.widths}):
+    with replacing(circuit.model, {name: Dimmed(masks[name], values[name]) for name in space.widths}):
         difference = logit_difference(circuit.model, pairs)[0]
     objective = F.softplus(-(difference[:, 0] - difference[:, 1]) / 2).mean()
     return torch.autograd.grad(objective, mask)[0]

@@ -46,6 +46,9 @@ LEVELS: tuple[Level, ...] = ("i", "ii")
 FLAGGED_SCALE = 0.99 * MAX_SCALE
 """A calibration at the limit would rather be larger, and is said to be at it."""
 
+AGAIN_SHARE = 5
+"""One random set of this many, those with the highest losses, is measured again on more pairs."""
+
 STRONG_SHARE = 4
 """One set matched by effect is drawn for this many matched by activity."""
 
@@ -170,7 +173,8 @@ def _in_every_report(subject: Subject, run: _Checks) -> dict[str, Any]:
     select, test = task.split("select"), task.split("test")
 
     def sets(n_set: int, **alike: Any) -> RandomSets:
-        return random_sets(circuit, test, select=select, may_shift=shift, n_set=n_set, **alike)
+        n_again = max(1, n_set // AGAIN_SHARE)
+        return random_sets(circuit, test, select=select, may_shift=shift, n_set=n_set, n_again=n_again, **alike)
 
     n_set = run.config.n_set
     n_strong = max(1, n_set // STRONG_SHARE)

@@ -1,0 +1,125 @@
+"""Steps × runs of mask learning a second, against the replication's trainer: same shape, prompts and token lengths.
+
+    python benchmarks/prune.py [--peer CHECKOUT] [--runs 8] [--steps 5] [--rounds 3] [--clock processor]
+
+CHECKOUT is jacobcd52/sparse_pretrain_public. The model has the demo's shape without positions, with random weights of
+its density; prompts are random tokens. Ours learns the runs side by side, with all that `sc.prune` learns by default;
+the replication's trainer has one run, whose step is timed once at the prompts' own length and once padded to 256
+tokens, its default.
+"""
+
+import dataclasses
+import importlib
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import in_turn, parser, report
+from peers import require_file
+from prune_runs import SHAPES, pairs
+
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.masks import MaskRun, learn_masks
+from sparse_circuits.memory import keep_freed_memory
+from sparse_circuits.model import Transformer
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.presets import SMALL
+from sparse_circuits.sparsity import project_
+
+SHAPE = dataclasses.replace(SMALL.model, n_ctx=256, positions="none", d_position=None)
+
+
+def model() -> Transformer:
+    """Build the model with random sparse weights."""
+    made, generator = Transformer(SHAPE), torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    project_(made, SMALL.sparsity.matrix_density, config=SMALL.sparsity)
+    return made.eval()
+
+
+def trainer(checkout: Path, tokens: torch.Tensor, n_pair: int, n_pos: int) -> Any:
+    """Return the replication's trainer on the same prompts, padded to a length.
+
+    Its packages are entered without their `__init__`, which import what a trainer doesn't need; `transformers`, needed
+    for an annotation, is stood in for where it isn't installed.
+    """
+    require_file(checkout, "src/pruning/trainer.py", "jacobcd52/sparse_pretrain_public")
+    for name, folder in (("replication", "src"), ("replication.pruning", "src/pruning")):
+        package = sys.modules.setdefault(name, types.ModuleType(name))
+        package.__path__ = [str(checkout / folder)]
+    try:
+        importlib.import_module("transformers")
+    except ImportError:
+        stand_in = sys.modules["transformers"] = types.ModuleType("transformers")
+        stand_in.PreTrainedTokenizer = object  # pyright: ignore[reportAttributeAccessIssue]
+    config, gpt = (importlib.import_module(f"replication.{name}") for name in ("config", "model"))
+    pruning, masked, trainers = (
+        importlib.import_module(f"replication.pruning.{name}") for name in ("config", "masked_model", "trainer")
+    )
+    shape = config.ModelConfig(
+        n_layer=SHAPE.n_layer,
+        d_model=SHAPE.d_model,
+        n_ctx=SHAPE.n_ctx,
+        d_head=SHAPE.d_head,
+        d_mlp=SHAPE.d_mlp,
+        vocab_size=SHAPE.n_vocab,
+        use_bigram_table=SHAPE.bigram != "none",
+        use_attention_sinks=SHAPE.attention_sink,
+    )
+    sparsity = config.SparsityConfig(enable_weight_sparsity=False, enable_activation_sparsity=True)
+    sparsity.activation_topk_fraction = SHAPE.act_density
+    settings = pruning.PruningConfig(batch_size=n_pair, seq_length=n_pos, num_steps=10_000, device="cpu")
+    generator, length = torch.Generator().manual_seed(0), tokens.shape[-1]
+
+    def batch(batch_size: int, max_length: int = 0) -> tuple[torch.Tensor, ...]:
+        chosen = tokens[torch.randint(len(tokens), (batch_size,), generator=generator)]  # (pair, 2, pos)
+        padded = torch.nn.functional.pad(chosen, (0, max_length - length))
+        last = torch.full((batch_size,), length - 1)
+        return padded[:, 0], padded[:, 1], chosen[:, 0, 0], chosen[:, 1, 0], last
+
+    task = types.SimpleNamespace(generate_batch=batch, name="random")
+    return trainers.PruningTrainer(masked.MaskedSparseGPT(gpt.SparseGPT(shape, sparsity), settings), task, settings)
+
+
+def main() -> None:
+    """Time both in turn."""
+    parse = parser(__doc__)
+    parse.add_argument("--peer", type=Path)
+    parse.add_argument("--runs", type=int, default=8)
+    parse.add_argument("--steps", type=int, default=5)
+    arguments = parse.parse_args()
+    keep_freed_memory()
+    made = model()
+    values = torch.zeros(NodeSpace.of(made.config).n_node)
+    rows, results = [["steps × runs a second", "ours", "replication", "ratio", "padded to 256", "ratio"]], {}
+    for name, (n_pair, n_token) in SHAPES.items():
+        fit = pairs(n_pair, n_token)
+        config = PruneConfig(n_step=arguments.steps, n_pair=n_pair, count_coefficient=1e-9)
+        runs = [
+            MaskRun(fit=fit, values=values, config=dataclasses.replace(config, seed=seed))
+            for seed in range(arguments.runs)
+        ]
+        actions = {"ours": lambda runs=runs: learn_masks(made, runs)}
+        n_done = {"ours": arguments.runs * arguments.steps}
+        if arguments.peer:
+            for label, n_pos in (("replication", n_token), ("replication, padded", 256)):
+                theirs = trainer(arguments.peer, fit.tokens, n_pair, n_pos)
+                actions[label] = theirs.train_step
+                n_done[label] = 1
+        found = in_turn(actions, rounds=arguments.rounds, clock=arguments.clock)
+        rates = results[name] = {label: n_done[label] / seconds for label, seconds in found.items()}
+        others = [rates.get("replication"), rates.get("replication, padded")]
+        compared = [t for r in others for t in ((f"{r:.2f}", f"{rates['ours'] / r:.2f}") if r else ("–", "–"))]
+        rows.append([name, f"{rates['ours']:.2f}", *compared])
+    notes = [f"medians of {arguments.rounds}, {arguments.clock} time, {torch.get_num_threads()} threads"]
+    if not arguments.peer:
+        notes.append("not compared: --peer names a checkout of jacobcd52/sparse_pretrain_public")
+    report("prune", arguments, rows, results, notes)
+
+
+if __name__ == "__main__":
+    main()

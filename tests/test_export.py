@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +12,7 @@ import torch
 from hand_built import FILLER, NODES, A, B, X, Y, hand_built_model, hand_built_task
 
 import sparse_circuits as sc
+from sparse_circuits import cli
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError, TaskError
 from sparse_circuits.interop import graphs, mib
@@ -199,8 +201,15 @@ def test_a_prompt_of_ones_own_may_be_shown(example, tmp_path):
             sc.export(example, tmp_path / "h.json", "neuronpedia", **settings)
 
 
-def test_viz_data_is_drawn_from_the_task_again(example, tmp_path):
-    path = sc.export(example, tmp_path / "viz_data.pt", "viz_data")
+def test_viz_data_is_drawn_from_the_task_again_and_the_commands_bring_it_out_and_in(example, tmp_path, monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sparse-circuits", *map(str, arguments)])
+        cli.main()
+
+    path = tmp_path / "viz_data.pt"
+    run("export", sc.example("circuits/single_double_quote"), path, "--to", "viz_data")
+    run("import", path, "--model", sc.example(), "--out", tmp_path / "circuit", "--task", "single_double_quote")
+    assert Circuit.load(tmp_path / "circuit").node_names() == example.node_names()
     made = sc.read_viz_data(path).circuit(example.model, means=example.values)
     assert torch.equal(made.keep, example.keep)
     assert all(torch.equal(made.edges[name], example.edges[name]) for name in example.edges)

@@ -34,7 +34,7 @@ for command in (
     exchange.export,
 ):
     app.command(command)
-app.command(exchange.import_, name="import")
+app.command(name="import")(exchange.import_)
 
 
 def main() -> None:

@@ -83,15 +83,15 @@ def write_graphml(circuit: Circuit, path: Path) -> None:
     root = ElementTree.Element("graphml", xmlns="http://graphml.graphdrawing.org/xmlns")
     for kind, fields in (("node", NODE_FIELDS), ("edge", EDGE_FIELDS)):
         for field, type_ in fields.items():
-            name = {"for": kind, "attr.name": field, "attr.type": _TYPES[type_]}
-            ElementTree.SubElement(root, "key", id=f"{kind}.{field}", **name)
+            about = {"id": f"{kind}.{field}", "for": kind, "attr.name": field, "attr.type": _TYPES[type_]}
+            ElementTree.SubElement(root, "key", attrib=about)
     graph = ElementTree.SubElement(root, "graph", id=str(circuit.task["name"]), edgedefault="directed")
     nodes, edges = tables(circuit)
     for node in nodes:
         _add_data(ElementTree.SubElement(graph, "node", id=node["name"]), "node", node)
     for edge in edges:
         ends = {"source": edge["source"], "target": edge["target"]}
-        _add_data(ElementTree.SubElement(graph, "edge", **ends), "edge", edge)
+        _add_data(ElementTree.SubElement(graph, "edge", attrib=ends), "edge", edge)
     ElementTree.indent(root)
     _write_text(path, ElementTree.tostring(root, encoding="unicode", xml_declaration=False) + "\n")
 

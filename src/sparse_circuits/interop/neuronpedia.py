@@ -50,7 +50,7 @@ def write_neuronpedia(
     if prompt is None:
         if not example:
             raise FormatError("the circuit's task has no example; give a prompt")
-        prompt, answers = example[0]["prompt"], answers or tuple(side["answer"] for side in example)
+        prompt, answers = str(example[0]["prompt"]), answers or tuple(side["answer"] for side in example)
     ids = tokenizer.encode(prompt)
     wanted = [tokenizer.token(answer) for answer in answers]
     if None in wanted or not ids:

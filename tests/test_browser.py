@@ -18,7 +18,8 @@ from live_server import live_server
 import sparse_circuits as sc
 from sparse_circuits.tasks.sampling import SplitSizes
 from sparse_circuits.viewer.data import view_model
-from sparse_circuits.viewer.page import write_page
+from sparse_circuits.viewer.page import front_end, styles, write_page
+from sparse_circuits.viewer.widget import ADAPTER
 
 FOLDER = "circuits/single_double_quote"
 SIZES = SplitSizes(fit=8, select=24, test=24, hard=8)
@@ -367,3 +368,24 @@ def test_a_live_ablation_moves_the_probabilities_as_the_python_api_says(browser,
         assert "expected 1 to 64" in page.get_by_role("alert").inner_text()
         assert {urlsplit(request).netloc for request in found.requests} == {f"127.0.0.1:{live.port}"}
         found.context.close()
+
+
+def test_the_widgets_module_draws_into_a_notebooks_cell_and_hands_notes_to_its_trait(browser, view):
+    page = browser.new_page()
+    page.evaluate(
+        """async ([code, style, view]) => {
+        const { default: widget } = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+        document.head.append(Object.assign(document.createElement("style"), { textContent: style }));
+        const traits = { views: [view], notes: null, height: 480 };
+        const set = (name, value) => { traits[name] = value; };
+        window.model = { get: (name) => traits[name], set, save_changes() {} };
+        widget.render({ model: window.model, el: document.body });
+        }""",
+        [front_end() + ADAPTER, styles(), view],
+    )
+    page.wait_for_selector("[data-ready]")
+    assert page.locator("[data-ready]").bounding_box()["height"] == 480
+    page.locator('.node[data-name="1.attn.v:25"]').click()
+    page.keyboard.press("p")
+    assert page.evaluate("window.model.get('notes').pinned") == ["1.attn.v:25"]
+    page.close()

@@ -9,7 +9,7 @@ from bridge_models import pair, random_model, random_tokens
 
 from sparse_circuits.bridges.maps import Bridges
 from sparse_circuits.bridges.objective import Wanted, backward, chosen_positions, chosen_sites, nmse
-from sparse_circuits.bridges.residual import OwnModel, run_tails, streams
+from sparse_circuits.bridges.residual import OwnModel, frozen, run_tails, streams
 from sparse_circuits.configs import BridgeConfig
 
 
@@ -61,6 +61,21 @@ def test_gradients_are_those_of_the_plainest_autograd(settings, shape):
     for name, grad in wanted.items():
         torch.testing.assert_close(found[name], grad, rtol=2e-4, atol=2e-5, msg=name)
     assert losses.total == pytest.approx(float(total.detach()), rel=1e-5)
+
+
+def test_models_of_different_depth_are_joined_by_a_map_with_the_same_gradients():
+    sparse = OwnModel(random_model(0, act_density=0.5, n_layer=2))
+    dense = OwnModel(random_model(1, act_density=None, n_layer=1, d_model=12))
+    frozen(dense)
+    bridges = Bridges(d_sparse=8, d_dense=12, sites=((0, 0), (3, 1), (4, 2)), density=0.5)
+    tokens, config = random_tokens(), BridgeConfig()
+    backward(bridges, sparse=sparse, dense=dense, tokens=tokens, config=config)
+    found = gradients(bridges, sparse)
+    for module in (bridges, sparse.model):
+        module.zero_grad()
+    plain_loss(bridges, sparse, dense, tokens, config).backward()
+    for name, grad in gradients(bridges, sparse).items():
+        torch.testing.assert_close(found[name], grad, rtol=2e-4, atol=2e-5, msg=name)
 
 
 def test_the_dense_model_gets_no_gradient():

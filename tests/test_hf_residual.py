@@ -7,11 +7,14 @@ import torch
 from bridge_models import random_model
 from test_bridges import gradients, plain_loss
 
-from sparse_circuits.bridges.maps import Bridges
+from sparse_circuits import training
+from sparse_circuits.bridges.learning import train_bridges
+from sparse_circuits.bridges.maps import Bridge, Bridges
 from sparse_circuits.bridges.objective import backward
 from sparse_circuits.bridges.residual import OwnModel, ResidualModel, frozen, open_residual
+from sparse_circuits.bridges.ridge import quick_bridge
 from sparse_circuits.configs import BridgeConfig
-from sparse_circuits.errors import FormatError
+from sparse_circuits.errors import ConfigError, FormatError
 from sparse_circuits.formats.hf_residual import HFModel, is_hf_folder, open_hf
 
 transformers = pytest.importorskip("transformers")
@@ -106,6 +109,28 @@ def test_a_folder_is_opened_offline_and_its_hash_is_its_weights(tmp_path, idioms
     with torch.no_grad():
         model.transformer.h[0].ln_1.weight[0] += 1
     assert opened.hash != HFModel(model).hash
+
+
+def test_a_quick_bridge_to_a_folder_of_transformers_round_trips_and_trains(idioms_corpus, quick_run, tmp_path):
+    training.train(quick_run, corpus=idioms_corpus, out=tmp_path / "sparse")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=512, n_embd=12, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gpt2")
+    idioms_corpus.tokenizer.save(tmp_path / "gpt2/tokenizer.json")
+    settings = BridgeConfig(n_ridge_token=500, n_token=3 * 4 * 16, batch_size=4)
+    quick = quick_bridge(settings, dense=tmp_path / "gpt2", sparse=tmp_path / "sparse")
+    quick.save(tmp_path / "quick")
+    again = Bridge.load(tmp_path / "quick")
+    assert again.dense.hash == quick.dense.hash
+    trained = train_bridges(
+        settings, dense=tmp_path / "gpt2", sparse=tmp_path / "sparse", corpus=idioms_corpus, out=tmp_path / "trained"
+    )
+    assert trained.kind == "trained"
+    assert Bridge.load(tmp_path / "trained").dense.hash == quick.dense.hash
+    with pytest.raises(ConfigError, match="name a corpus"):
+        train_bridges(settings, dense=tmp_path / "gpt2", sparse=tmp_path / "sparse", out=tmp_path / "other")
 
 
 def test_what_is_no_such_model_is_refused(tmp_path):

@@ -10,8 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparse_circuits import kernels
+from sparse_circuits.ablation import run_of
 from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, open_residual
 from sparse_circuits.checkpoint import load_arrays, save_arrays
+from sparse_circuits.configs import TrainConfig
+from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import ConfigError, FormatError, WrongModelError
 from sparse_circuits.files import is_done, mark_done, read_json, refuse_finished, write_json
 from sparse_circuits.model import Transformer
@@ -104,6 +107,16 @@ class Bridge:
     def sparse_stream(self) -> ResidualModel:
         """The sparse model as bridges see it."""
         return OwnModel(self.sparse)
+
+    def text(self) -> tuple[TrainConfig, Corpus]:
+        """Return the settings and the corpus of the sparse model's run: what text to record, measure and edit on.
+
+        Raises:
+            ConfigError: The sparse model comes from no run folder.
+        """
+        if self.sparse.folder is None:
+            raise ConfigError("the sparse model comes from no run folder: name corpus and settings")
+        return run_of(self.sparse.folder)
 
     def shown(self) -> str:
         """Say what this is in a line."""

@@ -97,8 +97,8 @@ def measure(
 def evaluate_hybrids(
     bridge: Bridge,
     *,
-    corpus: Corpus,
-    train: TrainConfig,
+    corpus: Corpus | None = None,
+    train: TrainConfig | None = None,
     n_token: int = 16_384,
     n_ridge_token: int = 50_000,
     n_path: int = 8,
@@ -110,8 +110,8 @@ def evaluate_hybrids(
 
     Args:
         bridge: Models and bridges.
-        corpus: Held-out files by source, mixed in the shares of `train`.
-        train: The sparse run's settings.
+        corpus: Held-out files by source, mixed in the shares of `train`; the sparse run's if left out.
+        train: Settings whose shares and context count.
         n_token: Held-out tokens.
         n_ridge_token: Training tokens that the ridge anchor and the means are taken from.
         n_path: Random paths through both models; they were never trained.
@@ -122,6 +122,8 @@ def evaluate_hybrids(
     Returns:
         What `hybrids.json` holds; see docs/formats.md.
     """
+    if corpus is None or train is None:
+        train, corpus = bridge.text()
     windows = held_out(corpus, train, n_token=n_token, n_ctx=min(bridge.dense.n_ctx, bridge.sparse.config.n_ctx))
     say(progress, "the ridge bridge and the means")
     sites = tuple(f"{s}:{d}" for s, d in bridge.bridges.sites)

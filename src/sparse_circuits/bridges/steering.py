@@ -60,8 +60,8 @@ def steer(
     node: str | None = None,
     config: SteerConfig | None = None,
     *,
-    corpus: Corpus,
-    train: TrainConfig,
+    corpus: Corpus | None = None,
+    train: TrainConfig | None = None,
     out: Path | str | None = None,
     progress: TextIO | None = None,
 ) -> dict[str, Any]:
@@ -76,8 +76,8 @@ def steer(
         task: Pairs; the node is chosen on `select`, results are on `test`.
         node: Such as `2.mlp.act_in:17`; found on `select` if left out.
         config: Sizes.
-        corpus: For the ridge bridge and neutral text.
-        train: The sparse run's settings: which text.
+        corpus: For the ridge bridge and neutral text; the sparse run's if left out, with its settings.
+        train: Which text.
         out: Folder for `steer.json` and `steer.svg`; None writes nothing.
         progress: Where progress goes; None is silent.
 
@@ -91,6 +91,8 @@ def steer(
     Source: paper appendix A.4 and Figure 9; the controls and the search are ours.
     """
     config = config or SteerConfig()
+    if corpus is None or train is None:
+        train, corpus = bridge.text()
     if config.where == "stream":
         bridge = on_stream(bridge)
     if node is not None:

@@ -27,8 +27,8 @@ def transfer_circuit(
     circuit: Circuit,
     task: Task,
     *,
-    corpus: Corpus,
-    train: TrainConfig,
+    corpus: Corpus | None = None,
+    train: TrainConfig | None = None,
     n_pair: int = 256,
     n_set: int = 20,
     n_mean_token: int = 16_384,
@@ -45,7 +45,7 @@ def transfer_circuit(
         bridge: Models and bridges.
         circuit: Of the bridge's sparse model.
         task: The circuit's task; results are on `test`.
-        corpus: Text for the means.
+        corpus: Text for the means; the sparse run's if left out, with its settings.
         train: Which text.
         n_pair: Pairs of `test`.
         n_set: Random sets of as many active nodes, at each site.
@@ -58,6 +58,8 @@ def transfer_circuit(
 
     Source: ours.
     """
+    if corpus is None or train is None:
+        train, corpus = bridge.text()
     prompts = Prompts.of(take_evenly(task.split("test"), n_pair))
     kept_nodes = circuit.space.split(circuit.keep)
     means = _mean_encodings(bridge, corpus, train, n_mean_token)

@@ -1,7 +1,7 @@
 """Commands that carry a sparse model over to a dense one: bridge, hybrids, steer, transfer."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -69,12 +69,9 @@ def hybrids(
     from sparse_circuits.runlog import terminal
 
     opened = Bridge.load(bridge)
-    train, corpus = _text_of(opened)
     folder = out or bridge
     found = paths.evaluate_hybrids(
         opened,
-        corpus=corpus,
-        train=train,
         n_token=n_token,
         others={path.name: open_residual(path) for path in beside},
         out=folder,
@@ -109,14 +106,11 @@ def steer(
     opened = Bridge.load(bridge)
     if node is not None:
         read_node(opened, node)  # refused before the task is drawn
-    train, corpus = _text_of(opened)
     found = steering.steer(
         opened,
         task_for(opened.sparse, task, 0),
         node,
         config,
-        corpus=corpus,
-        train=train,
         out=out,
         progress=terminal(),
     )
@@ -140,19 +134,9 @@ def transfer(
 
     opened = Bridge.load(bridge)
     cut_out = Circuit.load(circuit, opened.sparse)
-    train, corpus = _text_of(opened)
     name = cut_out.task.get("path") or cut_out.task["name"]
     task = task_for(opened.sparse, name, cut_out.task["seed"], cut_out.task.get("max_token"))
     folder = out or circuit
-    found = carried.transfer_circuit(
-        opened, cut_out, task, corpus=corpus, train=train, n_pair=n_pair, n_set=n_set, out=folder
-    )
+    found = carried.transfer_circuit(opened, cut_out, task, n_pair=n_pair, n_set=n_set, out=folder)
     tell(found, carried.table(found), json=json)
     wrote(folder / "transfer.json")
-
-
-def _text_of(bridge: Any) -> Any:
-    """Return the settings and the corpus of the bridge's sparse run."""
-    from sparse_circuits.ablation import run_of
-
-    return run_of(bridge.sparse.folder)

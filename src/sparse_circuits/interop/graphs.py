@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.errors import ConfigError
 from sparse_circuits.files import written_whole
-from sparse_circuits.viewer.data import view_model
+from sparse_circuits.viewer import graph as seen
 
 NODE_FIELDS = {
     "name": str,
@@ -34,14 +34,11 @@ _TYPES = {str: "string", int: "int", float: "double"}
 
 def tables(circuit: Circuit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the nodes and the edges, each as a list of records with the fields of `NODE_FIELDS` and `EDGE_FIELDS`."""
-    seen = view_model(circuit)
-    edges = [{"kind": "weight", **edge} for edge in seen["edges"]] + [
-        {"kind": "carry", **edge} for edge in seen["carries"]
-    ]
-    for edge in edges:
-        edge["effect"] = circuit.effects.get(f"{edge['source']} → {edge['target']}")
+    nodes = seen.nodes(circuit)
+    edges: list[dict[str, Any]] = [{"kind": "weight", **edge} for edge in seen.edges(circuit)]
+    edges += [{"kind": "carry", **edge} for edge in seen.carries(circuit)]
     return (
-        [{field: node.get(field) for field in NODE_FIELDS} for node in seen["nodes"]],
+        [{field: node.get(field) for field in NODE_FIELDS} for node in nodes],
         [{field: edge.get(field) for field in EDGE_FIELDS} for edge in edges],
     )
 

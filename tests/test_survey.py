@@ -52,7 +52,7 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
     tmp_path, untrained_run, monkeypatch
 ):
     monkeypatch.setattr(survey, "SOLVED", 1.0)  # an untrained model stands for one that solved the task
-    (nonsense,) = (name for name in survey.CONTROLS if "with_as" in name)
+    (nonsense,) = (name for name in survey.CONTROLS if "if_equals" in name)
     monkeypatch.setattr(survey, "CONTROLS", {nonsense: survey.CONTROLS[nonsense]})
     model = sc.load(untrained_run)
     easy = PruneConfig(n_step=2, n_pair=2, target_loss=0.72, margin=0, max_auroc=1.0, n_mean_token=1, cuts_edges=False)

@@ -470,6 +470,19 @@ def test_damaged_tokenizer_files_are_named(name, change, message, example_tokeni
         release_tokenizer.load(tmp_path)
 
 
+def test_a_merge_without_an_id_is_refused_before_the_library_dies_of_it(example_tokenizer, tmp_path):
+    data = json.loads(example_tokenizer.to_json())
+    left, right = data["model"]["merges"][-1]
+    del data["model"]["vocab"][left + right]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(FormatError, match="makes no token that has an id"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    data["model"]["merges"][-1] = [left]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(FormatError, match="is no pair of tokens"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
 def test_a_tokenizer_of_another_vocabulary_is_refused(release_folder, example_tokenizer):
     release_tokenizer.save(example_tokenizer, release_folder)
     with pytest.raises(FormatError, match=r"tokenizer has .* tokens, the model's vocabulary 72"):

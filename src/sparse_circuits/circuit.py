@@ -340,7 +340,8 @@ def _description(path: Path) -> dict[str, Any]:
         if not isinstance(described.get(name), kind):
             raise FormatError(f"{path}: {name} is {described.get(name)!r:.60}, expected a {kind.__name__}")
     model, calibration = described["model"], described["calibration"]
-    if not isinstance(model.get("hash"), str) or not isinstance(model.get("path"), str | None):
+    model.setdefault("path", None)
+    if not isinstance(model.get("hash"), str) or not isinstance(model["path"], str | None):
         raise FormatError(f"{path}: model needs a hash, and a path or null")
     if set(calibration) != {"scale", "shift"} or any(type(v) not in (int, float) for v in calibration.values()):
         raise FormatError(f"{path}: calibration is {calibration!r:.60}, expected a scale and a shift")

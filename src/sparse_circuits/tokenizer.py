@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sparse_circuits.errors import FormatError
-from sparse_circuits.files import written_whole
+from sparse_circuits.files import read_json, written_whole
 
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 """How text is cut before merging: words take one mark before them, marks take the newlines after them."""
@@ -46,8 +47,14 @@ class Tokenizer:
         """Read a `tokenizer.json`.
 
         Raises:
-            FormatError: The file is missing or not a tokenizer.
+            FormatError: The file is missing or not a tokenizer, or its merges make tokens that have no id.
         """
+        try:
+            model = read_json(Path(path)).get("model")
+        except FormatError as error:
+            raise FormatError(f"{path}: not a tokenizer ({error})") from None
+        if isinstance(model, dict):
+            _check_merges(model, str(path))
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception
@@ -91,3 +98,18 @@ class Tokenizer:
     def end_of_text(self) -> int:
         """Id of the end of text."""
         return self.n_vocab - 1
+
+
+def _check_merges(model: dict[str, Any], where: str) -> None:
+    """Refuse a merge whose result has no id, of which the library dies; what else is wrong it says itself."""
+    ids, prefix = model.get("vocab"), model.get("continuing_subword_prefix")
+    merges = model.get("merges")
+    if not isinstance(ids, dict) or not isinstance(merges, list):
+        return
+    n_prefix = len(prefix) if isinstance(prefix, str) else 0
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise FormatError(f"{where}: not a tokenizer (the merge {merge!r:.60} is no pair of tokens)")
+        if pair[0] not in ids or pair[1] not in ids or pair[0] + pair[1][n_prefix:] not in ids:
+            raise FormatError(f"{where}: the merge {merge!r:.60} makes no token that has an id")

@@ -81,5 +81,8 @@ def import_(
         say(f"{file} lacks {what}")
     say(f"means: over {'the corpus' if corpus else 'the sample prompts'}")
     made.save(out)
-    say(str(made))
+    say(
+        f"{made.n_node} nodes of {made.n_node_total:,}, {made.n_edge} edges; published loss {found.circuit_loss:.2f} "
+        f"(model {found.loss:.2f}), not measured here"
+    )
     wrote(out)

@@ -321,13 +321,15 @@ def test_the_worst_random_set_is_the_worst_on_the_larger_number_of_pairs(monkeyp
     monkeypatch.setattr(necessity, "N_SET_PAIR", 2)
     monkeypatch.setattr(necessity, "N_AGAIN", 3)
     found = necessity.random_sets(circuit, pairs, select=select, may_shift=True, n_set=6)
-    assert (found.n_pair, found.n_again, found.n_again_pair) == (2, 3, len(pairs))
+    assert (found.n_pair, found.n_again_pair) == (2, len(pairs))
+    assert 3 <= found.n_again <= 6, "three drawn first, and the three highest, some of them the same"
     losses = []
     for keep in ~matched_sets(circuit.keep, necessity.activity(circuit, select), circuit.space, n_set=6):
         without = Circuit.of_nodes(model, keep, values=circuit.values, task={}, settings={})
         fitted = fit_calibration(without.logit_difference(select, calibrated=False), may_shift=True)
         losses.append(float(task_loss(fitted(without.logit_difference(pairs, calibrated=False)))))
-    assert min(losses) <= found.loss_worst <= max(losses) + 1e-6
+    assert found.loss_mean == pytest.approx(sum(losses[:3]) / 3, abs=1e-5)
+    assert max(losses[:3]) - 1e-5 <= found.loss_worst <= max(losses) + 1e-5
     monkeypatch.setattr(necessity, "N_AGAIN", 6)
     found = necessity.random_sets(circuit, pairs, select=select, may_shift=True, n_set=6)
     assert found.loss_worst == pytest.approx(max(losses), abs=1e-5)

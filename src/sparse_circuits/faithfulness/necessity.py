@@ -33,7 +33,7 @@ N_SET_PAIR = 48
 """Pairs that each random set is refitted and measured on."""
 
 N_AGAIN = 40
-"""Random sets that are measured again: those with the highest losses."""
+"""Random sets that are measured again: so many with the highest losses, and so many that were drawn first."""
 
 N_AGAIN_PAIR = 256
 """Pairs that they are refitted on, and as many that they are then measured on."""
@@ -69,17 +69,18 @@ class RandomSets:
 
     Each set goes through the same measure as the circuit, refitting included; the losses before it stand beside. The
     highest of many losses that few pairs give is too high, for it is where chance was worst, of the refit above all;
-    so the highest ones are measured again on more pairs, and the worst is the highest of these.
+    so the highest ones are measured again on more pairs, beside as many that are just the first that were drawn. The
+    worst is the highest of all these, the mean is that of the first ones.
     """
 
     n_set: int
     """Sets drawn."""
 
     n_pair: int
-    """Pairs that each was measured on for the means."""
+    """Pairs that each was first measured on, to find the highest."""
 
     n_again: int
-    """Sets with the highest losses, measured again for the worst."""
+    """Sets measured again: those with the highest losses, and as many that were drawn first."""
 
     n_again_pair: int
     """Pairs that these were measured on."""
@@ -88,13 +89,13 @@ class RandomSets:
     """The full model on these pairs, nats."""
 
     loss_mean: float
-    """Mean over sets, after scale (> 0) and shift were refitted on `select` for each."""
+    """Mean over the sets drawn first, after scale (> 0) and shift were refitted on `select` for each."""
 
     loss_worst: float
     """Highest of the sets that were measured again, refitted."""
 
     loss_mean_before_refit: float
-    """Mean over sets of the logits as they come."""
+    """Mean over the sets drawn first, of the logits as they come."""
 
     loss_worst_before_refit: float
     """Highest of the sets that were measured again, of the logits as they come."""
@@ -186,7 +187,7 @@ def random_sets(
         select: What each set is calibrated on, and what nodes' activity is taken from.
         may_shift: Whether a calibration has a shift.
         n_set: Sets.
-        n_again: How many of them are measured again; `N_AGAIN` if left out.
+        n_again: How many of the highest, and of those drawn first, are measured again; `N_AGAIN` if left out.
         alike: Given the mean magnitudes of all nodes, what is matched within each location: these, or `throughput`.
     """
     sets = matched_sets(circuit.keep, alike(circuit, activity(circuit, select)), circuit.space, n_set=n_set)
@@ -204,17 +205,19 @@ def random_sets(
         fitted = fit_calibrations(found[0], may_shift=may_shift)
         return task_loss(found[1]), task_loss(calibrated(found[1], fitted)), found[1].shape[1]
 
-    before, refitted, n_pair = measured(sets, N_SET_PAIR)
-    again = refitted[:-1].topk(min(n_again or N_AGAIN, n_set)).indices
-    before_again, refitted_again, n_again_pair = measured(sets[again], N_AGAIN_PAIR)
+    _, refitted, n_pair = measured(sets, N_SET_PAIR)
+    n_again = min(n_again or N_AGAIN, n_set)
+    again = torch.cat((torch.arange(n_again), refitted[:-1].topk(n_again).indices)).unique()
+    before, refitted, n_again_pair = measured(sets[again], N_AGAIN_PAIR)
+    is_drawn = again < n_again  # not chosen for its loss
     return RandomSets(
         n_set=n_set,
         n_pair=n_pair,
         n_again=len(again),
         n_again_pair=n_again_pair,
-        model_loss=float(before_again[-1]),
-        loss_mean=float(refitted[:-1].mean()),
-        loss_worst=float(refitted_again[:-1].max()),
-        loss_mean_before_refit=float(before[:-1].mean()),
-        loss_worst_before_refit=float(before_again[:-1].max()),
+        model_loss=float(before[-1]),
+        loss_mean=float(refitted[:-1][is_drawn].mean()),
+        loss_worst=float(refitted[:-1].max()),
+        loss_mean_before_refit=float(before[:-1][is_drawn].mean()),
+        loss_worst_before_refit=float(before[:-1].max()),
     )

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -121,6 +122,8 @@ def test_importing_the_package_or_its_command_imports_no_torch(module):
 
 def test_no_module_shadows_a_public_name():
     for module in MODULES:
+        if module.endswith("._cuda_triton") and importlib.util.find_spec("triton") is None:
+            continue  # the one file that can't even be imported without its extra
         importlib.import_module(module)
     for name in sc.__all__:
         home = sc._HOMES[name]

@@ -5,7 +5,7 @@ opens it in fresh processes: first, later, and later with packed weights. Anonym
 have to swap; pages of a mapped file are not. Before each opening the files are dropped from the page cache. `forward` is
 one pass over 64 tokens right after the opening.
 
-    python benchmarks/load_release.py --folder /tmp/yolo2
+    python benchmarks/load_release.py --folder FOLDER
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How well hybrids predict: every single transition on held-out text, random paths, and anchors to read them by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +26,9 @@ from sparse_circuits.tables import aligned
 FORMAT, VERSION = "sparse-circuits hybrids", 1
 N_ROW = 8
 """Sequences at a time."""
+
+DENSE = "dense model"
+"""The anchor that increases are counted from."""
 
 Forward = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos vocab"]]
 """Tokens to logits."""
@@ -80,8 +83,8 @@ def plain(model: ResidualModel) -> Forward:
 
 @torch.no_grad()
 def measure(
-    forwards: dict[str, Forward], dense: ResidualModel, windows: Int[Tensor, "window pos"]
-) -> dict[str, tuple[float, float]]:
+    forwards: Mapping[Any, Forward], dense: ResidualModel, windows: Int[Tensor, "window pos"]
+) -> dict[Any, tuple[float, float]]:
     """Return each forward pass's cross-entropy and KL(dense ‖ it), nats a token."""
     totals = {name: [0.0, 0.0] for name in forwards}
     for rows in windows.split(N_ROW):
@@ -126,35 +129,16 @@ def evaluate_hybrids(
         train, corpus = bridge.text()
     windows = held_out(corpus, train, n_token=n_token, n_ctx=min(bridge.dense.n_ctx, bridge.sparse.config.n_ctx))
     say(progress, "the ridge bridge and the means")
-    sites = tuple(f"{s}:{d}" for s, d in bridge.bridges.sites)
-    settings = BridgeConfig(sites=sites, n_ridge_token=n_ridge_token, encoder_density=bridge.bridges.density)
-    ridge = ridge_bridge(sparse=bridge.sparse, dense=bridge.dense, corpus=corpus, train=train, config=settings)
-    batches = text_batches(corpus, train, n_token=8_192, n_ctx=bridge.dense.n_ctx)
-    moments = record_moments(bridge.sparse_stream, bridge.dense, bridge.bridges.sites, batches)
-    forwards = {"dense model": plain(bridge.dense), "sparse model alone": plain(bridge.sparse_stream)}
-    forwards |= {name: plain(model) for name, model in (others or {}).items()}
-    table = count_corpus(corpus, list(train.shares)).log_probability(1.0)
-    forwards["bigram table"] = lambda tokens: table[tokens]
-    n_anchor = len(forwards)
-    for kind, maps in ((bridge.kind, bridge), ("ridge", ridge)):
-        for place in range(len(sites)):
-            forwards[f"{kind} sparse {place}"] = transition(maps, place, to_sparse=True)
-            forwards[f"{kind} dense {place}"] = transition(maps, place, to_sparse=False)
-    for place in range(len(sites)):
-        forwards |= _ablated(bridge, moments, place)
+    anchors = _anchors(bridge, corpus, train, others or {})
+    transitions = _transitions(bridge, corpus, train, n_ridge_token=n_ridge_token)
     paths = _random_paths(bridge, n_path)
-    forwards |= {f"path {path}": lambda t, p=path: run_path(bridge, t, [c == "s" for c in p]) for path in paths}
+    forwards = {("anchor", name): forward for name, forward in anchors.items()}
+    forwards |= {("transition", *key): forward for key, forward in transitions.items()}
+    forwards |= {("path", path): lambda t, p=path: run_path(bridge, t, [c == "s" for c in p]) for path in paths}
     say(progress, f"{len(forwards)} forward passes over {windows.numel():,} tokens")
     measured = measure(forwards, bridge.dense, windows)
-    base = measured["dense model"][0]
-    errors = reconstruction(bridge, windows[: max(1, 4096 // windows.shape[1])])
-    transitions = [
-        {"site": s, "dense_site": d, "to": to, "kind": kind, **_entry(measured[f"{kind} {to} {place}"], base)}
-        for kind in dict.fromkeys((bridge.kind, "ridge", "mean-ablated"))
-        for to in ("sparse", "dense")
-        for place, (s, d) in enumerate(bridge.bridges.sites)
-        if f"{kind} {to} {place}" in measured
-    ]
+    base = measured["anchor", DENSE][0]
+    entries = {key: _entry(pair, base) for key, pair in measured.items()}
     found: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -162,10 +146,19 @@ def evaluate_hybrids(
         "n_token": windows.numel(),
         "dense_hash": bridge.dense.hash,
         "sparse_hash": bridge.sparse_stream.hash,
-        "anchors": [{"name": name, **_entry(measured[name], base)} for name in list(forwards)[:n_anchor]],
-        "transitions": transitions,
-        "random_paths_untrained": [{"path": p, **_entry(measured[f"path {p}"], base)} for p in paths],
-        "reconstruction": errors,
+        "anchors": [{"name": name, **entries["anchor", name]} for name in anchors],
+        "transitions": [
+            {
+                "site": bridge.bridges.sparse_sites[place],
+                "dense_site": bridge.bridges.dense_sites[place],
+                "to": to,
+                "kind": kind,
+                **entries["transition", kind, to, place],
+            }
+            for kind, to, place in transitions
+        ],
+        "random_paths_untrained": [{"path": path, **entries["path", path]} for path in paths],
+        "reconstruction": reconstruction(bridge, windows[: max(1, 4096 // windows.shape[1])]),
     }
     if out is not None:
         write_json(Path(out) / "hybrids.json", found)
@@ -233,17 +226,40 @@ def _entry(measured: tuple[float, float], base: float) -> dict[str, float]:
     return {"kl": measured[1], "ce": measured[0], "increase": measured[0] - base}
 
 
-def _ablated(bridge: Bridge, moments: Moments, place: int) -> dict[str, Forward]:
-    """Return the two models with the stream at a pair of sites set to its mean: what a transition must beat."""
-    found: dict[str, Forward] = {}
-    for to, model, site, mean in (
-        ("sparse", bridge.sparse_stream, bridge.bridges.sparse_sites[place], moments.mean_s(place)),
-        ("dense", bridge.dense, bridge.bridges.dense_sites[place], moments.mean_d(place)),
-    ):
-        found[f"mean-ablated {to} {place}"] = lambda tokens, model=model, site=site, mean=mean: model.unembed(
-            model.run(mean.expand(*tokens.shape, -1), site), tokens
-        )
+def _anchors(
+    bridge: Bridge, corpus: Corpus, train: TrainConfig, others: dict[str, ResidualModel]
+) -> dict[str, Forward]:
+    """Return the forward passes without a bridge, by name."""
+    models = {DENSE: bridge.dense, "sparse model alone": bridge.sparse_stream, **others}
+    table = count_corpus(corpus, list(train.shares)).log_probability(1.0)
+    return {name: plain(model) for name, model in models.items()} | {"bigram table": lambda tokens: table[tokens]}
+
+
+def _transitions(
+    bridge: Bridge, corpus: Corpus, train: TrainConfig, *, n_ridge_token: int
+) -> dict[tuple[str, str, int], Forward]:
+    """Return every single transition by its kind, the model that it changes to, and the pair of sites."""
+    sites = tuple(f"{s}:{d}" for s, d in bridge.bridges.sites)
+    settings = BridgeConfig(sites=sites, n_ridge_token=n_ridge_token, encoder_density=bridge.bridges.density)
+    ridge = ridge_bridge(sparse=bridge.sparse, dense=bridge.dense, corpus=corpus, train=train, config=settings)
+    batches = text_batches(corpus, train, n_token=8_192, n_ctx=bridge.dense.n_ctx)
+    moments = record_moments(bridge.sparse_stream, bridge.dense, bridge.bridges.sites, batches)
+    found: dict[tuple[str, str, int], Forward] = {}
+    for to in ("sparse", "dense"):
+        for place in range(len(sites)):
+            for kind, maps in {bridge.kind: bridge, "ridge": ridge}.items():
+                found[kind, to, place] = transition(maps, place, to_sparse=to == "sparse")
+            found["mean-ablated", to, place] = _ablated(bridge, moments, place, to)
     return found
+
+
+def _ablated(bridge: Bridge, moments: Moments, place: int, to: str) -> Forward:
+    """Return a model with the stream at a site set to its mean: what a transition to it must beat."""
+    if to == "sparse":
+        model, site, mean = bridge.sparse_stream, bridge.bridges.sparse_sites[place], moments.mean_s(place)
+    else:
+        model, site, mean = bridge.dense, bridge.bridges.dense_sites[place], moments.mean_d(place)
+    return lambda tokens: model.unembed(model.run(mean.expand(*tokens.shape, -1), site), tokens)
 
 
 def _random_paths(bridge: Bridge, n_path: int) -> list[str]:

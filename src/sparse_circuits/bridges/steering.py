@@ -103,32 +103,16 @@ def steer(
         say(progress, "finding a node on select")
         candidates = find_nodes(bridge, select, n_try=config.n_try)
         node = candidates[0].node
-    say(progress, f"steering with {node}")
     experiment = _Experiment(bridge, task, node, select, config)
-    rows = [row for name, edit in experiment.edits(corpus, train) if (row := experiment.row(name, edit))]
+    found = experiment.told() | {"candidates": [c.to_json() for c in candidates]}
+    say(progress, f"steering with {node}")
+    found["rows"] = [experiment.row(name, edit) for name, edit in experiment.edits(corpus, train)]
+    found["share_of_skyline"] = _share(found["rows"])
     say(progress, "the null band")
-    found: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "task": task.name,
-        "task_hash": task.hash,
-        "split": "test",
-        "node": node,
-        "where": config.where,
-        "dense_site": experiment.node.dense_site,
-        "bridge": bridge.kind,
-        "dense_hash": bridge.dense.hash,
-        "sparse_hash": bridge.sparse_stream.hash,
-        "strengths": list(config.strengths),
-        "config": config.to_json(),
-        "candidates": [c.to_json() for c in candidates],
-        "rows": rows,
-        "null": experiment.null_band(),
-        "directions": experiment.by_part(),
-    }
+    found["null"] = experiment.null_band()
+    found["directions"] = experiment.by_part()
     say(progress, "costs")
     found["costs"] = experiment.costs(corpus, train)
-    found["share_of_skyline"] = _share(rows)
     say(progress, "interchange and projection")
     found["mechanism"] = mechanism(
         bridge, task, experiment.node, corpus=corpus, train=train, others=experiment.others, config=config
@@ -154,6 +138,24 @@ class _Experiment:
         self.others: dict[str, Prompts] = {}
         self.left_out: dict[str, str] = {}
         self._draw_other_tasks()
+
+    def told(self) -> dict[str, Any]:
+        """Return what was measured on what, and how."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "task": self.task.name,
+            "task_hash": self.task.hash,
+            "split": "test",
+            "node": f"{self.node.location}:{self.node.channel}",
+            "where": self.config.where,
+            "dense_site": self.node.dense_site,
+            "bridge": self.bridge.kind,
+            "dense_hash": self.bridge.dense.hash,
+            "sparse_hash": self.bridge.sparse_stream.hash,
+            "strengths": list(self.config.strengths),
+            "config": self.config.to_json(),
+        }
 
     def _draw_other_tasks(self) -> None:
         """Draw the other tasks' prompts of `select`, and note which the tokenizer breaks."""

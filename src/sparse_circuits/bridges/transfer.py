@@ -67,38 +67,11 @@ def transfer_circuit(
     rows = []
     for location, place in read_locations(bridge).items():
         keep = kept_nodes[location][: bridge.sparse.config.d_model]
-        if not keep.any():
-            continue
-        site = bridge.bridges.sites[place][1]
-        reads = EditedReads(bridge.dense, site, prompts)
-        whole = separation(reads, reads.stream)
-        with torch.no_grad():
-            encoded = bridge.bridges.encode(place, reads.stream)
-
-        def survives(
-            mask: Bool[Tensor, " d_sparse"], place: int = place, encoded: Tensor = encoded, reads: EditedReads = reads
-        ) -> float:
-            with torch.no_grad():
-                stream = bridge.bridges.decode(place, torch.where(mask, encoded, means[place]))
-            return separation(reads, stream)
-
-        is_active = read_activations(bridge, location, prompts).flatten(0, 1).any(0) & ~keep
-        n_node = int(keep.sum())
-        random = [survives(_random_set(is_active, n_node, generator)) / whole for _ in range(n_set)]
-        rows.append(
-            {
-                "location": location,
-                "dense_site": site,
-                "n_node": n_node,
-                "n_active": int(is_active.sum()) + n_node,
-                "circuit": survives(keep) / whole,
-                "all_nodes": survives(torch.ones_like(keep)) / whole,
-                "no_node": survives(torch.zeros_like(keep)) / whole,
-                "random_mean": sum(random) / len(random),
-                "random_highest": max(random),
-                "p_value": (1 + sum(r >= survives(keep) / whole for r in random)) / (1 + len(random)),
-            }
-        )
+        if keep.any():
+            is_active = read_activations(bridge, location, prompts).flatten(0, 1).any(0)
+            drawn = [_random_set(is_active & ~keep, int(keep.sum()), generator) for _ in range(n_set)]
+            site = _Site(bridge, place, prompts, means[place])
+            rows.append({"location": location, **site.row(keep, is_active | keep, drawn)})
     found: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -112,6 +85,38 @@ def transfer_circuit(
     if out is not None:
         write_json(Path(out) / "transfer.json", found)
     return found
+
+
+class _Site:
+    """One pair of sites: the dense stream there on the prompts, and what survives of its answer in a set of nodes."""
+
+    def __init__(self, bridge: Bridge, place: int, prompts: Prompts, mean: Float[Tensor, " d_sparse"]) -> None:
+        self.bridge, self.place, self.mean = bridge, place, mean
+        self.reads = EditedReads(bridge.dense, bridge.bridges.sites[place][1], prompts)
+        self.whole = separation(self.reads, self.reads.stream)
+        with torch.no_grad():
+            self.encoded = bridge.bridges.encode(place, self.reads.stream)
+
+    def survives(self, keep: Bool[Tensor, " d_sparse"]) -> float:
+        """Return the share of the logit difference that is left when all other nodes are at their mean."""
+        with torch.no_grad():
+            stream = self.bridge.bridges.decode(self.place, torch.where(keep, self.encoded, self.mean))
+        return separation(self.reads, stream) / self.whole
+
+    def row(self, keep: Tensor, candidates: Tensor, drawn: list[Tensor]) -> dict[str, Any]:
+        """Measure a circuit's nodes, all nodes, none, and random sets of as many."""
+        circuit, random = self.survives(keep), [self.survives(mask) for mask in drawn]
+        return {
+            "dense_site": self.bridge.bridges.sites[self.place][1],
+            "n_node": int(keep.sum()),
+            "n_active": int(candidates.sum()),
+            "circuit": circuit,
+            "all_nodes": self.survives(torch.ones_like(keep)),
+            "no_node": self.survives(torch.zeros_like(keep)),
+            "random_mean": sum(random) / len(random),
+            "random_highest": max(random),
+            "p_value": (1 + sum(share >= circuit for share in random)) / (1 + len(random)),
+        }
 
 
 @torch.no_grad()

@@ -9,9 +9,15 @@ with two edges. Beside it a value, a write and a neuron look at the fillers and 
 """
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
+from sparse_circuits.candidates import Evaluator
+from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.model import Transformer
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.scoring import Calibration
 from sparse_circuits.tasks.pairs import Pairs, Task, hash_splits
 
 A, B, FILLER, X, Y = range(5)
@@ -95,3 +101,24 @@ def random_pairs(n_pair: int = 9) -> Pairs:
         templates=("t",) * n_pair,
         levels=("i",) * n_pair,
     )
+
+
+def kept_nodes(model: Transformer, names: list[str]) -> Bool[Tensor, " node"]:
+    """Return the mask that keeps the nodes of these names."""
+    space = NodeSpace.of(model.config)
+    keep = torch.zeros(space.n_node, dtype=torch.bool)
+    keep[[space.index(name) for name in names]] = True
+    return keep
+
+
+def evaluator_of(model: Transformer, task: Task) -> Evaluator:
+    """Measure circuits on the task's `select`, removed nodes at zero."""
+    values = torch.zeros(NodeSpace.of(model.config).n_node)
+    return Evaluator(model=model, pairs=task.split("select"), values=values, may_shift=True)
+
+
+def hand_built_circuit(model: Transformer, task: Task, names: list[str]) -> Circuit:
+    """Make the circuit of these nodes, removed nodes at zero."""
+    keep = kept_nodes(model, names)
+    told = {"name": task.name, "hash": task.hash, "seed": 0}
+    return Circuit.of_nodes(model, keep, values=torch.zeros(len(keep)), calibration=Calibration(), task=told)

@@ -95,3 +95,15 @@ def test_means_over_runs() -> None:
     assert found.high == pytest.approx(2 + student_quantile(1) * 1.0)
     assert mean_of([4.0]).low is None
     assert geometric_mean_of([2.0, 8.0]).value == pytest.approx(4)
+
+
+def test_an_interval_holds_the_mean_and_widens_with_the_spread_between_templates():
+    templates = tuple(f"t{i % 12}" for i in range(240))
+    even = estimate(torch.full((240,), 0.3), templates)
+    assert (even.value, even.low, even.high) == pytest.approx((0.3, 0.3, 0.3))
+    by_template = torch.tensor([float(i % 12) for i in range(240)])
+    apart = estimate(by_template, templates)
+    assert apart.low < apart.value == 5.5 < apart.high
+    within = estimate(by_template[torch.randperm(240, generator=torch.Generator().manual_seed(0))], templates)
+    assert apart.high - apart.low > 2 * (within.high - within.low)
+    assert estimate(torch.ones(4), ("a", "a", "b", "b")).n_template == 2

@@ -1,0 +1,202 @@
+"""Refinement leaves what is needed and nothing else; its shortcuts give what whole runs give."""
+
+import dataclasses
+
+import pytest
+import torch
+from hand_built import (
+    NODES,
+    evaluator_of,
+    hand_built_model,
+    hand_built_task,
+    kept_nodes,
+    random_model,
+    random_pairs,
+)
+
+from sparse_circuits.candidates import Evaluator
+from sparse_circuits.circuit import Circuit
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.edges import EdgeSpace, edges_between
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.pruning import prune
+from sparse_circuits.refinement import Goal, eliminate, keep_top, refine
+from sparse_circuits.scoring import CHANCE
+
+QUICK = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
+
+
+def test_candidates_side_by_side_have_the_losses_of_each_alone():
+    model, task = hand_built_model(), hand_built_task()
+    space = NodeSpace.of(model.config)
+    evaluator = Evaluator(model=model, pairs=task.split("select"), values=torch.randn(space.n_node), may_shift=True)
+    keep = torch.rand(11, space.n_node) < 0.6
+    together = evaluator.losses(keep)
+    alone = torch.cat([evaluator.losses(one[None]) for one in keep])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_streams_that_are_remembered_give_the_differences_of_a_fresh_start():
+    model, pairs = random_model(), random_pairs(40)
+    n_node = NodeSpace.of(model.config).n_node
+    generator = torch.Generator().manual_seed(1)
+    fresh = Evaluator(model=model, pairs=pairs, values=torch.randn(n_node, generator=generator), may_shift=True)
+    keep = torch.rand(n_node, generator=generator) < 0.7
+    space = EdgeSpace.of(edges_between(model, keep))
+    fresh = dataclasses.replace(fresh, edges=space)
+    keep = torch.cat((keep, torch.ones(space.n_edge, dtype=torch.bool)))
+    remembering = dataclasses.replace(fresh)
+    items = fresh.removable(keep).nonzero().flatten()
+    base = keep
+    for step in range(12):  # one alone, then some at once, from bases that were candidates before, and from others
+        chosen = items[torch.randperm(len(items), generator=generator)[:3]]
+        candidates = fresh.without_each(base, chosen)
+        asked = candidates[:1] if step % 2 else candidates
+        expected = torch.cat([dataclasses.replace(fresh).differences(one[None]) for one in asked])
+        torch.testing.assert_close(remembering.differences(asked, base=base), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(remembering.differences(asked[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+        base = candidates[0] if step % 3 else keep
+
+
+def test_elimination_never_leaves_the_goal_and_only_removes():
+    model, task = hand_built_model(), hand_built_task()
+    space = NodeSpace.of(model.config)
+    evaluator = Evaluator(model=model, pairs=task.split("select"), values=torch.zeros(space.n_node), may_shift=True)
+    goal = Goal(
+        evaluator=evaluator,
+        without=evaluator,
+        target_loss=0.1,
+        max_auroc=0.6,
+        needed=torch.zeros(evaluator.n_node, dtype=torch.bool),
+    )
+    whole = torch.ones(space.n_node, dtype=torch.bool)
+    keep, rounds = eliminate(goal, whole, whole)
+    assert space.names(keep) == NODES
+    assert all(record["loss"] <= 0.1 for record in rounds)
+    assert [record["n_node"] for record in rounds] == sorted((r["n_node"] for r in rounds), reverse=True)
+
+
+def test_refinement_leaves_the_known_nodes_and_edges_and_nothing_of_them_can_go():
+    model, task = hand_built_model(), hand_built_task()
+    evaluator = evaluator_of(model, task)
+    goal = Goal(
+        evaluator=evaluator,
+        without=evaluator,
+        target_loss=0.1,
+        max_auroc=0.6,
+        needed=torch.zeros(evaluator.n_node, dtype=torch.bool),
+    )
+    refined = refine(goal, torch.ones(evaluator.n_node, dtype=torch.bool))
+    assert NodeSpace.of(model.config).names(refined.keep) == NODES
+    assert sum(int(mask.sum()) for mask in refined.edges.values()) == 2
+    assert list(refined.effects) == [*NODES, f"{NODES[0]} → {NODES[1]}", f"{NODES[1]} → {NODES[2]}"]
+    # Without any one of them nothing is known of the answer: the loss rises to chance.
+    loss = float(evaluator.losses(refined.keep[None]))
+    assert list(refined.effects.values()) == pytest.approx([CHANCE - loss] * 5, abs=1e-5)
+
+
+def test_refinement_ends_as_small_as_the_smallest_subset_that_reaches_the_goal():
+    model, task = hand_built_model(), hand_built_task()
+    evaluator = evaluator_of(model, task)
+    extra = [
+        "0.attn.act_in:1",
+        "0.attn.v:1",
+        "0.attn.resid_delta:4",
+        "0.mlp.act_in:1",
+        "0.mlp.post_act:2",
+        "0.attn.k:0",
+    ]
+    candidates = torch.tensor([NodeSpace.of(model.config).index(name) for name in [*NODES, *extra]])
+    subsets = torch.zeros(2 ** len(candidates), evaluator.n_node, dtype=torch.bool)
+    for bit, node in enumerate(candidates.tolist()):
+        subsets[:, node] = (torch.arange(len(subsets)) >> bit) % 2 == 1
+    goal = Goal(
+        evaluator=evaluator,
+        without=evaluator,
+        target_loss=0.1,
+        max_auroc=0.6,
+        needed=torch.zeros(evaluator.n_node, dtype=torch.bool),
+    )
+    _, passed = goal.judge(subsets)
+    smallest = int(subsets[passed].sum(1).min())
+    refined = refine(goal, kept_nodes(model, [*NODES, *extra]))
+    assert int(refined.keep.sum()) == smallest == 3
+
+
+def test_every_order_of_removal_ends_at_the_known_circuit_and_is_recorded():
+    circuit = prune(hand_built_model(), hand_built_task(), QUICK, n_order=3)
+    assert circuit.removed[0]["orders"] == [{"n_node": 3, "n_edge": 2}] * 3
+
+
+def test_an_edge_that_says_nothing_of_the_answer_is_cut_though_its_nodes_stay():
+    model, task = hand_built_model(), hand_built_task()
+    with torch.no_grad():
+        model.linears()["0.attn.qkv"].weight[8 + 0, 1] = 0.3  # the fillers reach the value that carries the mark
+    keep = kept_nodes(model, [*NODES, "0.attn.act_in:1"])
+    evaluator = evaluator_of(model, task)
+    goal = Goal(
+        evaluator=evaluator,
+        without=evaluator,
+        target_loss=0.1,
+        max_auroc=1.0,
+        needed=torch.zeros(evaluator.n_node, dtype=torch.bool),
+    )
+    items = torch.cat((keep, torch.ones(3, dtype=torch.bool)))
+    edges = EdgeSpace.of(edges_between(model, keep))
+    evaluator = dataclasses.replace(goal.evaluator, edges=edges)
+    with_edges = dataclasses.replace(goal, evaluator=evaluator)
+    is_edge = torch.arange(len(items)) >= len(keep)
+    left, rounds = eliminate(with_edges, items, is_edge)
+    assert edges.names(left[len(keep) :]) == [f"{NODES[0]} → {NODES[1]}", f"{NODES[1]} → {NODES[2]}"]
+    assert [record["removed"] for record in rounds] == [["0.attn.act_in:1 → 0.attn.v:0"]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_candidates_from_a_shared_stream_have_the_losses_of_whole_runs(seed):
+    torch.manual_seed(seed)
+    model, pairs = random_model(), random_pairs()
+    n_node = NodeSpace.of(model.config).n_node
+    base = torch.rand(n_node) < 0.7
+    edges = EdgeSpace.of(edges_between(model, base))
+    base = torch.cat((base, torch.ones(edges.n_edge, dtype=torch.bool)))
+    evaluator = Evaluator(model=model, pairs=pairs, values=torch.randn(n_node), may_shift=True, edges=edges)
+    gone = torch.randperm(len(base))[:40]
+    keep = torch.cat((evaluator.without_each(base, gone), base[None]))
+    torch.testing.assert_close(
+        evaluator.differences(keep, base=base), evaluator.differences(keep), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_candidates_with_cut_edges_are_the_circuits_with_these_edges():
+    torch.manual_seed(0)
+    model, pairs = random_model(), random_pairs()
+    n_node = NodeSpace.of(model.config).n_node
+    keep, values = torch.rand(n_node) < 0.7, torch.randn(n_node)
+    edges = EdgeSpace.of(edges_between(model, keep))
+    cut = torch.rand(3, edges.n_edge) < 0.5
+    evaluator = Evaluator(model=model, pairs=pairs, values=values, may_shift=True, edges=edges)
+    together = evaluator.differences(torch.cat((keep.expand(3, -1), cut), 1))
+    for run in range(3):
+        circuit = Circuit(model=model, keep=keep, edges=edges.masks(cut[run]), values=values, task={})
+        torch.testing.assert_close(together[run], circuit.logit_difference(pairs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_node_that_goes_takes_its_edges_along_uncut():
+    model = random_model()
+    keep = torch.ones(NodeSpace.of(model.config).n_node, dtype=torch.bool)
+    edges = EdgeSpace.of(edges_between(model, keep))
+    evaluator = Evaluator(model=model, pairs=random_pairs(), values=torch.zeros(len(keep)), may_shift=True, edges=edges)
+    items = torch.cat((keep, torch.zeros(edges.n_edge, dtype=torch.bool)))
+    node = int(edges.node_ends(NodeSpace.of(model.config))[0, 0])
+    left = evaluator.without(items, torch.tensor([node]))
+    touched = edges.names(left[len(keep) :])
+    name = NodeSpace.of(model.config).names(torch.arange(len(keep)) == node)[0]
+    assert touched == [
+        edge for edge in edges.names(torch.ones(edges.n_edge, dtype=torch.bool)) if name in edge.split(" → ")
+    ]
+    assert not evaluator.removable(left)[len(keep) :].any()
+
+
+def test_the_best_ranked_nodes_are_kept_with_ties_to_the_lower_index():
+    keep = keep_top(torch.tensor([0.1, 0.5, 0.5, -1.0]), torch.tensor([1, 2, 3]))
+    assert keep.tolist() == [[False, True, False, False], [False, True, True, False], [True, True, True, False]]

@@ -20,7 +20,7 @@ from sparse_circuits.formats import hf_folder, release_tokenizer
 from sparse_circuits.loading import load
 from sparse_circuits.model import LayerCache, Transformer
 from sparse_circuits.taps import reading
-from sparse_circuits.tokenizer import END_OF_TEXT
+from sparse_circuits.tokenizer import END_OF_TEXT, Tokenizer
 
 try:
     import transformers
@@ -227,6 +227,12 @@ class CircuitGPTTokenizer(transformers.PreTrainedTokenizerFast):
     """Hugging Face's fast tokenizer; it opens the release's `encoder.json` and `vocab.bpe` where nothing else is."""
 
     @classmethod
+    def wrap(cls, tokenizer: Tokenizer) -> Self:
+        """Put a tokenizer that is open already into Hugging Face's class."""
+        bpe = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+        return cls(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, padding_side="right")
+
+    @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls, pretrained_model_name_or_path: str | Path, *arguments: Any, **settings: Any
     ) -> Any:
@@ -234,8 +240,7 @@ class CircuitGPTTokenizer(transformers.PreTrainedTokenizerFast):
         folder = Path(_fetched(pretrained_model_name_or_path, settings))
         if (folder / "tokenizer.json").exists() or not release_tokenizer.is_there(folder):
             return super().from_pretrained(folder, *arguments, **settings)
-        bpe = tokenizers.Tokenizer.from_str(release_tokenizer.load(folder).to_json())
-        return cls(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, padding_side="right")
+        return cls.wrap(release_tokenizer.load(folder))
 
 
 class _CachedLayer:

@@ -24,6 +24,7 @@ PARTS = {
     "attention": (
         "aten::_scaled_dot_product",
         "_SinkAttention",
+        "_NarrowAttention",
         "aten::_flash_attention",
         "aten::_efficient_attention",
     ),

@@ -13,7 +13,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.kernels import cpu, cpu_around, cpu_gate, cuda, reference
+from sparse_circuits.kernels import cpu, cpu_around, cpu_attention, cpu_gate, cuda, reference
 from sparse_circuits.kernels import packed as _packed
 from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
@@ -82,7 +82,7 @@ def sink_attention(
     sink: Float[Tensor, " head"] | None,
 ) -> Float[Tensor, "batch head query d_head"]:
     """Mix values causally, with an optional sink; see `reference.sink_attention`."""
-    for version in _versions():
+    for version in () if _forced_reference else (cpu_attention, cpu, cuda):
         if version.can_sink_attention(q, k, v):
             return version.sink_attention(q, k, v, sink)
     return reference.sink_attention(q, k, v, sink)

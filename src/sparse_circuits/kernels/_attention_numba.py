@@ -1,0 +1,220 @@
+"""The loops of `kernels.cpu_attention`, compiled by Numba at the first import and cached on disk.
+
+A head is taken by itself, 16 queries at a time with all keys that they see: everything it needs lies in the first two
+caches. Scores are in units of ln 2, so that a power of two stands for the exponential. What is copied is filled up with
+zeros to whole tiles.
+"""
+
+import math
+
+import numba
+import numpy as np
+from numba import float32, int64, prange, types, void
+
+from sparse_circuits.kernels._cpu_numba import set_threads
+from sparse_circuits.kernels._vectors_numba import LANES, N_ROW, add_tile, copy_vector, exp2, largest, set_tile
+
+__all__ = ["backward", "forward", "set_threads"]
+
+HEADS_AT_ONCE = 4
+"""Heads that one thread takes at a time."""
+
+N_QUERY = 16
+"""Queries that are taken together; a multiple of both sides of a tile."""
+
+LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
+ZERO, ONE, NEVER = np.float32(0), np.float32(1), np.float32(-np.inf)
+
+_ARRAY, _STEPS = float32[::1], types.UniTuple(int64, 3)
+
+
+@numba.njit(cache=True)
+def _whole(n):
+    """Round up to whole tiles."""
+    return -(-n // LANES) * LANES
+
+
+@numba.njit(cache=True)
+def _start(steps, b, h):
+    """Return where a head's first entry lies."""
+    return b * steps[0] + h * steps[1]
+
+
+@numba.njit(cache=True)
+def _query_scale(d):
+    """Return what makes scores be in units of ln 2, and of unit variance."""
+    return LOG2_E / np.float32(math.sqrt(d))
+
+
+@numba.njit(cache=True)
+def _copy(source, start, step, n_row, d, factor, target, to, to_step):
+    """Copy rows of d entries, times a factor; they lie `step` apart there and `to_step` here."""
+    n_whole = d // LANES * LANES
+    for i in range(n_row):
+        here, there = to + i * to_step, start + i * step
+        for c in range(0, n_whole, LANES):
+            copy_vector(source, there + c, factor, target, here + c)
+        for c in range(n_whole, d):
+            target[here + c] = source[there + c] * factor
+
+
+@numba.njit(cache=True)
+def _copy_turned(source, start, step, n_row, d, columns, height):
+    """Copy rows that lie `step` apart to columns of rows that lie `height` apart."""
+    for i in range(n_row):
+        for c in range(d):
+            columns[c * height + i] = source[start + i * step + c]
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _sum_of_powers(row, highest):
+    """Raise two to each number less the highest, in place; return the sum."""
+    total = ZERO
+    for j in range(row.size):
+        row[j] = exp2(row[j] - highest)
+        total += row[j]
+    return total
+
+
+@numba.njit(cache=True)
+def _score(queries, first, width, keys, height, d, n_key, score):
+    """Fill `score` (N_QUERY, height) with the products of queries and turned keys."""
+    for r in range(0, N_QUERY, N_ROW):
+        for j in range(0, n_key, LANES):
+            set_tile(score, r * height + j, height, queries, (first + r) * width, width, 1, keys, j, height, d)
+
+
+@numba.njit(cache=True)
+def _mix(share, height, n_key, values, width, out):
+    """Fill `out` (N_QUERY, width) with the shares' mixture of rows of values."""
+    for r in range(0, N_QUERY, N_ROW):
+        for c in range(0, width, LANES):
+            set_tile(out, r * width + c, width, share, r * height, height, 1, values, c, width, n_key)
+
+
+@numba.njit(cache=True)
+def _collect(share, height, n_key, queries, first, width, out):
+    """Add to each key's row of `out` the mixture of the queries' rows, by the shares that they gave the key."""
+    for j in range(0, n_key, N_ROW):
+        for c in range(0, width, LANES):
+            at = first * width + c
+            add_tile(out, j * width + c, width, share, j, 1, height, queries, at, width, N_QUERY)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _share_out(score, height, first, n_query, slot, log_sum, shrink):
+    """Turn rows of scores into shares, still to be multiplied with `shrink`, and note the logarithms of their sums."""
+    n_key = first + N_QUERY
+    for r in range(n_query):
+        row = score[r * height : r * height + n_key]
+        for j in range(first + r + 1, n_key):
+            row[j] = NEVER
+        highest = largest(score, r * height, n_key)
+        highest = slot if slot > highest else highest
+        total = _sum_of_powers(row, highest) + exp2(slot - highest)
+        log_sum[first + r] = highest + np.log2(total)
+        shrink[r] = ONE / total
+
+
+@numba.njit(
+    void(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _ARRAY, int64, float32[:, :, ::1]),
+    cache=True,
+    parallel=True,
+)
+def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, log_sum):
+    """Fill `out` (batch, pos, head, d) and the logarithm to base 2 of each query's sum (batch, head, pos).
+
+    The steps of q, k and v are those of batch, head and pos; the entries of a head lie side by side.
+    """
+    n_batch, n_head, n_pos = log_sum.shape
+    width, height = _whole(d), _whole(n_pos)
+    for job in prange(-(-n_batch * n_head // HEADS_AT_ONCE)):
+        queries, keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
+        values, mixed = np.zeros(height * width, np.float32), np.empty(N_QUERY * width, np.float32)
+        score, shrink = np.empty(N_QUERY * height, np.float32), np.empty(N_QUERY, np.float32)
+        for index in range(job * HEADS_AT_ONCE, min(n_batch * n_head, (job + 1) * HEADS_AT_ONCE)):
+            b, h = index // n_head, index % n_head
+            _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
+            _copy_turned(k, _start(k_steps, b, h), k_steps[2], n_pos, d, keys, height)
+            _copy(v, _start(v_steps, b, h), v_steps[2], n_pos, d, ONE, values, 0, width)
+            for first in range(0, height, N_QUERY):
+                n_query = min(N_QUERY, n_pos - first)
+                _score(queries, first, width, keys, height, d, first + N_QUERY, score)
+                _share_out(score, height, first, n_query, sink[h] * LOG2_E, log_sum[b, h], shrink)
+                _mix(score, height, first + N_QUERY, values, width, mixed)
+                for r in range(n_query):
+                    at = ((b * n_pos + first + r) * n_head + h) * d
+                    _copy(mixed, r * width, 0, 1, d, shrink[r], out, at, 0)
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _shares(row, by_row, log_sum):
+    """Turn a query's scores into shares, and the gradients of these into those of the scores; return the mean."""
+    mean = ZERO
+    for j in range(row.size):
+        row[j] = exp2(row[j] - log_sum)
+        mean += row[j] * by_row[j]
+    for j in range(row.size):
+        by_row[j] = row[j] * (by_row[j] - mean)
+    return mean
+
+
+@numba.njit(cache=True)
+def _weigh(score, by_score, height, first, n_query, log_sum, mean):
+    """Turn scores into shares, and the shares' gradients into the scores'; what is not seen has neither."""
+    n_key = first + N_QUERY
+    for r in range(N_QUERY):
+        row, by_row = score[r * height : r * height + n_key], by_score[r * height : r * height + n_key]
+        for j in range(first + r + 1 if r < n_query else 0, n_key):
+            row[j] = NEVER
+            by_row[j] = ZERO
+        if r < n_query:
+            mean[first + r] = _shares(row, by_row, log_sum[first + r])
+        else:
+            for j in range(n_key):
+                row[j] = ZERO
+
+
+@numba.njit(
+    void(
+        *(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS),
+        *(float32[:, :, ::1], float32[:, :, ::1], _ARRAY, _ARRAY, _ARRAY, int64),
+    ),
+    cache=True,
+    parallel=True,
+)
+def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, log_sum, mean, by_q, by_k, by_v, d):
+    """Fill the gradients of q, k and v (batch, pos, head, d), and the mean of each query's (batch, head, pos).
+
+    The mean is that of its shares' gradients, weighted with the shares.
+    """
+    n_batch, n_head, n_pos = log_sum.shape
+    width, height = _whole(d), _whole(n_pos)
+    for job in prange(-(-n_batch * n_head // HEADS_AT_ONCE)):
+        queries, keys = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
+        pulls, turned_keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
+        turned_values, mixed = np.zeros(width * height, np.float32), np.empty(N_QUERY * width, np.float32)
+        score, by_score = np.empty(N_QUERY * height, np.float32), np.empty(N_QUERY * height, np.float32)
+        sum_k, sum_v = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
+        for index in range(job * HEADS_AT_ONCE, min(n_batch * n_head, (job + 1) * HEADS_AT_ONCE)):
+            b, h = index // n_head, index % n_head
+            _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
+            _copy(k, _start(k_steps, b, h), k_steps[2], n_pos, d, ONE, keys, 0, width)
+            _copy(grad, _start(grad_steps, b, h), grad_steps[2], n_pos, d, ONE, pulls, 0, width)
+            _copy_turned(k, _start(k_steps, b, h), k_steps[2], n_pos, d, turned_keys, height)
+            _copy_turned(v, _start(v_steps, b, h), v_steps[2], n_pos, d, turned_values, height)
+            sum_k[:] = ZERO
+            sum_v[:] = ZERO
+            for first in range(0, height, N_QUERY):
+                n_key, n_query = first + N_QUERY, min(N_QUERY, n_pos - first)
+                _score(queries, first, width, turned_keys, height, d, n_key, score)
+                _score(pulls, first, width, turned_values, height, d, n_key, by_score)
+                _weigh(score, by_score, height, first, n_query, log_sum[b, h], mean[b, h])
+                _mix(by_score, height, n_key, keys, width, mixed)
+                _collect(score, height, n_key, pulls, first, width, sum_v)
+                _collect(by_score, height, n_key, queries, first, width, sum_k)
+                at = ((b * n_pos + first) * n_head + h) * d
+                _copy(mixed, 0, width, n_query, d, _query_scale(d) * LN_2, by_q, at, n_head * d)
+            at = (b * n_pos * n_head + h) * d
+            _copy(sum_k, 0, width, n_pos, d, LN_2, by_k, at, n_head * d)
+            _copy(sum_v, 0, width, n_pos, d, ONE, by_v, at, n_head * d)

@@ -1,0 +1,163 @@
+"""What loops over vectors need and Numba does not have: products of small tiles in registers, and powers of two.
+
+The tiles are written in LLVM's own words (llvmlite, which Numba brings), as Numba keeps every array in memory and would
+store each partial sum. LLVM splits a vector of 16 numbers on processors whose registers are shorter.
+"""
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import extending, float32, int32, int64, types
+from numba.core import cgutils
+
+LANES = 16
+"""Columns of a tile: so many float32 are a vector."""
+
+N_ROW = 8
+"""Rows of a tile, each a vector that stays in a register."""
+
+intrinsic: Any = extending.intrinsic
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_TAYLOR = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8))
+_C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7 = _TAYLOR
+_ROUND = np.float32(3 << 22)
+"""Added to a number below 2^22, it leaves no room for a fraction: the sum's last bits are the rounded number."""
+
+
+def _tile_product(adds: bool) -> Any:
+    """Make the function that fills a tile with a product, or adds the product to it."""
+
+    @intrinsic
+    def product(_context, out, out_at, out_step, a, a_at, a_row, a_step, b, b_at, b_step, n):
+        """out[r, :] = Σ a[r, t] · b[t, :] over t < n, for the rows r < N_ROW of a tile of LANES columns.
+
+        Each of the three is a flat float32 array with the place of its first entry. Rows of `out` and `b` are `…_step`
+        apart; in `a` those of r are `a_row` and those of t `a_step` apart.
+        """
+        signature = types.void(out, int64, int64, a, int64, int64, int64, b, int64, int64, int64)
+
+        def generate(context, builder, signature, given):
+            out, out_at, out_step, a, a_at, a_row, a_step, b, b_at, b_step, n = given
+            types_of = signature.args
+
+            def place(array, kind, at):
+                return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
+
+            def vector_at(pointer, offset):
+                return builder.bitcast(builder.gep(pointer, [offset]), _VECTOR.as_pointer())
+
+            rows = [ir.Constant(ir.IntType(64), r) for r in range(N_ROW)]
+            into, factor, row = (
+                place(out, types_of[0], out_at),
+                place(a, types_of[3], a_at),
+                place(b, types_of[7], b_at),
+            )
+            targets = [vector_at(into, builder.mul(r, out_step)) for r in rows]
+            sums = [cgutils.alloca_once(builder, _VECTOR) for _ in rows]
+            for target, total in zip(targets, sums, strict=True):
+                builder.store(builder.load(target, align=4) if adds else ir.Constant(_VECTOR, [0.0] * LANES), total)
+            with cgutils.for_range(builder, n) as loop:
+                vector = builder.load(vector_at(row, builder.mul(loop.index, b_step)), align=4)
+                offset = builder.mul(loop.index, a_step)
+                for r, total in zip(rows, sums, strict=True):
+                    entry = builder.load(builder.gep(factor, [builder.add(builder.mul(r, a_row), offset)]))
+                    term = builder.fmul(_everywhere(builder, entry), vector, flags=("contract",))
+                    builder.store(builder.fadd(builder.load(total), term, flags=("contract",)), total)
+            for target, total in zip(targets, sums, strict=True):
+                builder.store(builder.load(total), target, align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return product
+
+
+def _everywhere(builder: Any, entry: Any) -> Any:
+    """Return a vector of one number."""
+    nothing = ir.Constant(_VECTOR, ir.Undefined)
+    first = builder.insert_element(nothing, entry, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+set_tile, add_tile = _tile_product(adds=False), _tile_product(adds=True)
+
+
+@intrinsic
+def copy_vector(_context, source, source_at, factor, target, target_at):
+    """Copy LANES entries of one flat float32 array, times a factor, to another."""
+    signature = types.void(source, int64, float32, target, int64)
+
+    def generate(context, builder, signature, given):
+        source, source_at, factor, target, target_at = given
+        of_source, of_target = (
+            builder.bitcast(
+                builder.gep(context.make_array(kind)(context, builder, array).data, [at]), _VECTOR.as_pointer()
+            )
+            for array, kind, at in ((source, signature.args[0], source_at), (target, signature.args[3], target_at))
+        )
+        times = builder.fmul(builder.load(of_source, align=4), _everywhere(builder, factor))
+        builder.store(times, of_target, align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def largest(_context, numbers, at, n):
+    """Return the largest of n numbers of a flat float32 array, n a multiple of LANES; a NaN is passed over."""
+    signature = float32(numbers, int64, int64)
+
+    def generate(context, builder, signature, given):
+        numbers, at, n = given
+        start = builder.gep(context.make_array(signature.args[0])(context, builder, numbers).data, [at])
+        found = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [-math.inf] * LANES))
+
+        def take(vector):
+            so_far = builder.load(found)
+            builder.store(builder.select(builder.fcmp_ordered(">", vector, so_far), vector, so_far), found)
+
+        with cgutils.for_range_slice(builder, ir.Constant(n.type, 0), n, ir.Constant(n.type, LANES)) as (offset, _):
+            take(builder.load(builder.bitcast(builder.gep(start, [offset]), _VECTOR.as_pointer()), align=4))
+        for distance in (8, 4, 2, 1):  # every lane meets the others' largest
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + distance) % LANES for i in range(LANES)])
+            vector = builder.load(found)
+            take(builder.shuffle_vector(vector, vector, lanes))
+        return builder.extract_element(builder.load(found), ir.Constant(ir.IntType(32), 0))
+
+    return signature, generate
+
+
+@intrinsic
+def _bits(_context, x):
+    """Read a float32 as an int32."""
+    return int32(float32), lambda context, builder, signature, given: builder.bitcast(given[0], ir.IntType(32))
+
+
+@intrinsic
+def _value(_context, x):
+    """Read an int32 as a float32."""
+    return float32(int32), lambda context, builder, signature, given: builder.bitcast(given[0], ir.FloatType())
+
+
+@numba.njit(float32(float32), cache=True, fastmath={"contract"})
+def exp2(x):
+    """Return two to the power of x, for x up to 127; below −126 zero, and NaN for NaN.
+
+    The whole part goes to the exponent's bits; the rest, at most a half, into the Taylor series of degree 7, whose next
+    term is below 6e-9. With the rounding of float32 the relative error is below 2e-7.
+    """
+    shifted = x + _ROUND
+    rest = x - (shifted - _ROUND)
+    series = _C7
+    series = series * rest + _C6
+    series = series * rest + _C5
+    series = series * rest + _C4
+    series = series * rest + _C3
+    series = series * rest + _C2
+    series = series * rest + _C1
+    series = series * rest + _C0
+    whole = _value((_bits(shifted) + np.int32(127)) << np.int32(23))
+    return np.float32(0) if x < np.float32(-126) else series * whole

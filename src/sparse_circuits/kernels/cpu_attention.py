@@ -1,0 +1,97 @@
+"""Attention of many narrow heads over short contexts, forward and backward, one head after the other (Numba)."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_circuits.kernels import reference
+from sparse_circuits.kernels.compiled import loops
+
+MIN_POS, MAX_POS = 48, 2048
+"""Positions between which these loops are the faster ones; torch's fused attention is below, and further above not
+compared."""
+
+MAX_WIDTH = 64
+"""Entries of a head up to which they are: the widest that was compared."""
+
+
+def can_sink_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Say whether `sink_attention` takes these tensors."""
+    return (
+        all(x.device.type == "cpu" and x.dtype is torch.float32 for x in (q, k, v))
+        and q.shape == k.shape == v.shape
+        and q.numel() > 0
+        and q.shape[-1] <= MAX_WIDTH
+        and MIN_POS <= q.shape[-2] <= MAX_POS
+        and not torch.compiler.is_compiling()
+        and loops("_attention_numba") is not None
+    )
+
+
+def sink_attention(
+    q: Float[Tensor, "batch head pos d_head"],
+    k: Float[Tensor, "batch head pos d_head"],
+    v: Float[Tensor, "batch head pos d_head"],
+    sink: Float[Tensor, " head"] | None,
+) -> Float[Tensor, "batch head pos d_head"]:
+    """Mix values causally, with an optional sink; see `reference.sink_attention`.
+
+    Whatever is not finite makes its own query's output not finite, and the reference is asked what else it reaches.
+    """
+    sink = q.new_full((q.shape[1],), -torch.inf) if sink is None else sink
+    out: Tensor = _NarrowAttention.apply(q, k, v, sink)  # pyright: ignore[reportAssignmentType]
+    return out if bool(out.detach().sum().isfinite()) else reference.sink_attention(q, k, v, sink)
+
+
+class _NarrowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+        q, k, v = _in_heads(q), _in_heads(k), _in_heads(v)
+        out, log_sum = _by_position(q), q.new_empty(q.shape[:3])
+        logit = sink.detach().to(torch.float32).contiguous()
+        memory = (*_memory(q), *_memory(k), *_memory(v))
+        _threads().forward(*memory, logit.numpy(), out.view(-1).numpy(), q.shape[-1], log_sum.numpy())
+        ctx.save_for_backward(q, k, v, sink, log_sum)
+        return out.transpose(1, 2)  # (batch, head, pos, d_head)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        q, k, v, sink, log_sum = ctx.saved_tensors
+        grad = _in_heads(grads[0])
+        by_q, by_k, by_v = (_by_position(q) for _ in range(3))
+        mean = torch.empty_like(log_sum)
+        memory = (*_memory(q), *_memory(k), *_memory(v), *_memory(grad))
+        filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
+        _threads().backward(*memory, log_sum.numpy(), mean.numpy(), *filled, q.shape[-1])
+        by_sink = None
+        if ctx.needs_input_grad[3]:
+            taken = (sink[:, None] - log_sum * math.log(2)).exp()  # what the sink takes: (batch, head, pos)
+            by_sink = -(taken * mean).sum((0, 2)).to(sink.dtype)
+        return by_q.transpose(1, 2), by_k.transpose(1, 2), by_v.transpose(1, 2), by_sink
+
+
+def _in_heads(x: Tensor) -> Tensor:
+    """Return x, copied if the entries of a head do not lie side by side."""
+    return x.detach() if x.stride(-1) == 1 else x.detach().contiguous()
+
+
+def _by_position(x: Tensor) -> Tensor:
+    """Return an empty tensor (batch, pos, head, d_head) for x (batch, head, pos, d_head): as projections make them."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+
+
+def _memory(x: Tensor) -> tuple[Any, tuple[int, int, int]]:
+    """Return the memory of x (batch, head, pos, d_head) as one vector, and the steps of batch, head and position."""
+    size = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    batch, head, pos, _ = x.stride()
+    return x.as_strided((size,), (1,)).numpy(), (batch, head, pos)
+
+
+def _threads() -> Any:
+    """Return the compiled functions, set to torch's number of threads."""
+    compiled: Any = loops("_attention_numba")
+    compiled.set_threads(torch.get_num_threads())
+    return compiled

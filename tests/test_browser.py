@@ -244,14 +244,22 @@ def test_two_circuits_stand_side_by_side_with_what_they_share_marked(browser, ci
 
 def test_attention_in_the_page_is_the_models_and_the_circuits(opened, view, circuit):
     opened.node("1.attn.k:27").click()
-    rows = opened.page.locator(".strip-row", has=opened.page.locator(".sink")).all()
     pair = view["prompts"]["pairs"][0]
     texts = [circuit.model.tokenizer.decode([token]) for token in pair["answers"]]
     prompt = circuit.model.tokenizer.decode(pair["tokens"][0])
     found = sc.explain(circuit, prompt, answers=(texts[0], texts[1]))
+    assert_attention_is_shown(opened.page, found, layer=1, head=1)
+    opened.page.get_by_role("tab", name="Prompts").click()
+    opened.page.get_by_label("head", exact=True).select_option("layer 1, head 1")
+    assert_attention_is_shown(opened.page, found, layer=1, head=1)
+
+
+def assert_attention_is_shown(page, found, *, layer, head):
+    """Check the row of the last token, the sink's share last, full model and circuit, against an explanation."""
+    rows = page.locator(".strip-row", has=page.locator(".sink")).all()
     for row, trace in zip(rows, (found.model, found.circuit), strict=True):
         shown = [float(token.get_attribute("title")) for token in row.locator(".tok").all()]
-        expected = trace.attention["1.attn"][1, -1].numpy()
+        expected = trace.attention[f"{layer}.attn"][head, -1].numpy()
         np.testing.assert_allclose(shown, [*expected, 1 - expected.sum()], atol=6e-4)
 
 
@@ -372,6 +380,8 @@ def test_a_live_ablation_moves_the_probabilities_as_the_python_api_says(browser,
         assert page.locator(".edits li").count() == 0
         page.locator("button", has_text=re.compile("^Explain$")).click()
         page.wait_for_selector(".matrix")
+        page.get_by_label("head", exact=True).select_option("layer 1, head 1")
+        assert_attention_is_shown(page, sc.explain(circuit, prompt), layer=1, head=1)
         page.locator("#live-prompt").fill("a b " * 100)
         page.locator("button", has_text=re.compile("^Run$")).click()
         assert "expected 1 to 64" in page.get_by_role("alert").inner_text()

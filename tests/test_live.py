@@ -1,14 +1,20 @@
 """The live server answers as the Python API does, answers nobody else, and outlives every bad question."""
 
+import base64
 import json
+import socket
 
+import numpy as np
 import pytest
 import torch
+import uvicorn
 from live_server import TOKEN, live_server
 
 import sparse_circuits as sc
+from sparse_circuits.errors import ConfigError
+from sparse_circuits.kernels import attention_pattern
 from sparse_circuits.viewer.notes import read_notes
-from sparse_circuits.viewer.server import MOST_BYTES
+from sparse_circuits.viewer.server import MOST_BYTES, serve
 
 PROMPT = 'def f(a):\n    print("hello'
 EDIT = {"node": "1.attn.v:25", "action": "ablate"}
@@ -58,6 +64,48 @@ def test_a_prompt_is_explained_as_the_api_does_it(live):
     assert found["circuit"]["edge_contributions"] == pytest.approx(
         expected.circuit.edge_contributions.tolist(), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("run", ["model", "circuit"])
+def test_queries_and_keys_of_an_explanation_give_the_models_attention(live, run):
+    _, found = live.ask("POST", "/api/explain", {"prompt": PROMPT})
+    expected = getattr(sc.explain(live.session.circuit, PROMPT), run)
+    packed = found[run]["queries_and_keys"]
+    numbers = np.frombuffer(base64.b64decode(packed["data"]), dtype="<i2").reshape(packed["shape"])
+    rows = torch.tensor(numbers * np.array(packed["scales"])[:, None, None]).float().unflatten(0, (-1, 2))
+    assert len(rows) == len(found["heads"]) > 0
+    for (q, k), head in zip(rows, found["heads"], strict=True):
+        pattern = attention_pattern(q[None, None], k[None, None], torch.tensor([head["sink"]]))[0, 0]
+        torch.testing.assert_close(
+            pattern, expected.attention[f"{head['layer']}.attn"][head["head"]], atol=1e-3, rtol=0
+        )
+
+
+def test_only_loopback_is_listened_on(live, monkeypatch):
+    found = {}
+
+    def run(server, sockets):
+        (listening,) = sockets
+        listening.listen()
+        found["port"] = listening.getsockname()[1]
+        for address in ("127.0.0.1", "127.0.0.2", "::1"):
+            try:
+                socket.create_connection((address, found["port"]), timeout=5).close()
+                found[address] = "answers"
+            except OSError:
+                found[address] = "nobody there"
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    urls = []
+    serve(live.session.folder, {}, circuit=live.session.circuit, on_ready=urls.append)
+    assert urls[0].startswith(f"http://127.0.0.1:{found['port']}/?token=")
+    # On Linux all of 127.0.0.0/8 is this machine: whoever listens on every address answers on 127.0.0.2 too.
+    assert (found["127.0.0.1"], found["127.0.0.2"], found["::1"]) == ("answers", "nobody there", "nobody there")
+
+
+def test_a_port_that_is_taken_is_told(live):
+    with pytest.raises(ConfigError, match=f"port {live.port} can't be listened on"):
+        serve(live.session.folder, {}, port=live.port, circuit=live.session.circuit)
 
 
 @pytest.mark.parametrize(

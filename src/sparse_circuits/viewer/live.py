@@ -15,6 +15,8 @@ from sparse_circuits.predicates import compile_predicate, score_reading
 from sparse_circuits.readings import CorpusReading, read_corpus
 from sparse_circuits.tokenizer import Tokenizer
 from sparse_circuits.viewer.notes import read_notes, revision, save_notes
+from sparse_circuits.viewer.packing import pack_numbers
+from sparse_circuits.viewer.prompts import describe_head, heads_of, queries_and_keys
 
 N_RULE_TOKEN = 8192
 """Tokens of the corpus that a rule is scored on, so that the answer comes while one looks."""
@@ -64,7 +66,11 @@ class Session:
         }
 
     def explain(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return the explanation of a prompt, with `answers` if two are given."""
+        """Return the explanation of a prompt, with `answers` if two are given.
+
+        Of attention it has `heads`, those that the circuit has a node in, and each run's queries and keys in them,
+        packed: the page makes patterns and scores of these.
+        """
         prompt, answers = _text(asked, "prompt"), asked.get("answers")
         if answers is not None and not (
             isinstance(answers, list) and len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
@@ -72,9 +78,12 @@ class Session:
             raise FormatError("answers is not a list of two texts")
         with self.lock:
             found = explain(self.circuit, prompt, answers=None if answers is None else (answers[0], answers[1]))
-        told = found.to_json()
-        for run in ("model", "circuit"):  # large, and the page has no use for them
-            del told[run]["attention"], told[run]["queries_and_keys"]
+        heads = heads_of(self.circuit)
+        told = found.to_json() | {"heads": [describe_head(self.circuit, *head) for head in heads]}
+        for run, trace in (("model", found.model), ("circuit", found.circuit)):
+            del told[run]["attention"]
+            packed = pack_numbers(queries_and_keys(trace, heads).flatten(0, 1)) if heads else None
+            told[run]["queries_and_keys"] = packed
         return told
 
     def predicate(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.edges import EdgeSpace, edges_between
-from sparse_circuits.explaining import Explanation, explain_tokens, head_sinks
+from sparse_circuits.explaining import Explanation, Trace, explain_tokens, head_sinks
 from sparse_circuits.faithfulness.intervals import estimate
 from sparse_circuits.scoring import calibrated, fit_calibrations, pair_loss
 from sparse_circuits.tasks.pairs import Pairs, Task
@@ -35,7 +35,7 @@ def show_pairs(circuit: Circuit, task: Task, *, n_pair: int = N_PAIR) -> dict[st
     shown = [_show_pair(circuit, pairs, i, heads if i < n_with_heads else []) for i in range(len(pairs))]
     return {
         "split": "select",
-        "heads": [_describe_head(circuit, layer, head) for layer, head in heads],
+        "heads": [describe_head(circuit, layer, head) for layer, head in heads],
         "pairs": shown,
     }
 
@@ -102,7 +102,8 @@ def _show_pair(circuit: Circuit, pairs: Pairs, i: int, heads: list[tuple[int, in
         "circuit": _show_traces(sides, "circuit"),
     }
     if heads:
-        shown["queries_and_keys"] = pack_numbers(pick_heads(sides, heads).flatten(0, 2))
+        recorded = torch.stack([queries_and_keys(side.model, heads) for side in sides])  # (side, head, 2, pos, d_head)
+        shown["queries_and_keys"] = pack_numbers(recorded.flatten(0, 2))
     return shown
 
 
@@ -118,17 +119,12 @@ def _show_traces(sides: list[Explanation], which: Literal["model", "circuit"]) -
     }
 
 
-def pick_heads(sides: list[Explanation], heads: list[tuple[int, int]]) -> Tensor:
-    """Return the full model's queries and keys of some heads, (side, head, 2, pos, d_head)."""
-    return torch.stack(
-        [
-            torch.stack([side.model.queries_and_keys[f"{layer}.attn"][:, head] for layer, head in heads])
-            for side in sides
-        ]
-    )
+def queries_and_keys(trace: Trace, heads: list[tuple[int, int]]) -> Float[Tensor, "head 2 pos d_head"]:
+    """Return the queries and keys of some heads, each a layer and its head."""
+    return torch.stack([trace.queries_and_keys[f"{layer}.attn"][:, head] for layer, head in heads])
 
 
-def _describe_head(circuit: Circuit, layer: int, head: int) -> dict[str, Any]:
+def describe_head(circuit: Circuit, layer: int, head: int) -> dict[str, Any]:
     """Return a head with its sink's logit and what its queries and keys are set to outside the circuit."""
     d_head = circuit.model.config.d_head
     values, keeps = circuit.space.split(circuit.values), circuit.space.split(circuit.keep)

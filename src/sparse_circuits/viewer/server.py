@@ -67,6 +67,7 @@ def serve(
     try:
         listening.bind((HOST, port))
     except OSError as error:
+        listening.close()
         raise ConfigError(f"port {port} can't be listened on ({error.strerror}); name another") from None
     port = listening.getsockname()[1]
     config = uvicorn.Config(make_app(session, view, token=token, port=port), log_level="warning", access_log=False)

@@ -21,6 +21,17 @@ export function queriesAndKeys(view, pair, h0, side, run) {
   return { q: of(0), k: of(1), n: pair.tokens[side].length, d, sink: head.sink };
 }
 
+/** The same of a prompt that the server explained; `h0` counts its heads. */
+export function queriesAndKeysAsked(found, h0, run) {
+  const head = found.heads[h0];
+  const { shape, row } = unpack(found[run].queries_and_keys);
+  const of = (part) => {
+    const values = row(2 * h0 + part);
+    return (position, channel) => values[position * head.d_head + channel];
+  };
+  return { q: of(0), k: of(1), n: shape[1], d: head.d_head, sink: head.sink };
+}
+
 /** What each channel pair adds to the score of a query and a key, and to its logit before the softmax. */
 export function scoreParts({ q, k, d }, query, key) {
   return Array.from({ length: d }, (_, c) => (q(query, c) * k(key, c)) / Math.sqrt(d));
@@ -53,11 +64,26 @@ export function headSection(view, node, state, change) {
       h("button", { class: "link-button", onclick: () => change({ pair: 0 }) }, "Go to the first"));
   }
   const heads = { model: queriesAndKeys(view, pair, h0, state.side, "model"), circuit: queriesAndKeys(view, pair, h0, state.side, "circuit") };
-  const texts = pair.tokens[state.side].map(view.token);
+  return headFigure(heads, pair.tokens[state.side].map(view.token), view.prompts.heads[h0]);
+}
+
+/** One of a prompt's heads, and a list to choose it from; `prompt.heads` are {head, of(run)}. */
+export function headOfMany(prompt, app) {
+  if (!prompt.heads.length) return h("p", { class: "quiet" }, prompt.noHeads);
+  const nameOf = ({ head }) => `layer ${head.layer}, head ${head.head}`;
+  const chosen = prompt.heads.find((one) => nameOf(one) === app.head) ?? prompt.heads[0];
+  const list = h("select", { id: "head", "aria-label": "head", "data-keep": "head", onchange: () => { app.head = list.value; app.renderPanel(); } },
+    prompt.heads.map((one) => h("option", { selected: one === chosen }, nameOf(one))));
+  return h("div", {}, prompt.heads.length > 1 ? list : h("h4", {}, nameOf(chosen)),
+    headFigure({ model: chosen.of("model"), circuit: chosen.of("circuit") }, prompt.texts, chosen.head));
+}
+
+/** Both patterns, the last query's row, and the parts of one score: what a pointer or a button asks for. */
+function headFigure(heads, texts, head) {
   const about = h("div", { class: "score" });
-  const query = Math.min(state.query0 ?? texts.length - 1, texts.length - 1);
+  const query = texts.length - 1;
   const patterns = { model: pattern(heads.model), circuit: pattern(heads.circuit) };
-  const show = (i, j) => about.replaceChildren(scoreTable(view, heads, patterns, texts, i, j, view.prompts.heads[h0]));
+  const show = (i, j) => about.replaceChildren(scoreTable(heads, patterns, texts, i, j, head));
   const most = patterns.model[query].slice(0, -1).reduce((best, value, j, row) => (value > row[best] ? j : best), 0);
   show(query, most);
   return h("div", {},
@@ -108,7 +134,7 @@ function rowStrips(patterns, texts, query, show) {
   });
 }
 
-function scoreTable(view, heads, patterns, texts, i, j, head) {
+function scoreTable(heads, patterns, texts, i, j, head) {
   const parts = { model: scoreParts(heads.model, i, j), circuit: scoreParts(heads.circuit, i, j) };
   const order = parts.model.map((_, c) => c).filter((c) => Math.abs(parts.model[c]) + Math.abs(parts.circuit[c]) > 1e-6)
     .sort((a, b) => Math.abs(parts.circuit[b]) + Math.abs(parts.model[b]) - Math.abs(parts.circuit[a]) - Math.abs(parts.model[a])).slice(0, 8);

@@ -1,12 +1,12 @@
-// Pan and zoom. A pan only moves a layer that is already painted, so its cost does not grow with the graph; a zoom gives
-// the drawing a new size, so that it stays sharp.
+// Pan and zoom. Both only move and scale a layer that is already painted, so their cost does not grow with the graph;
+// when a zoom has come to rest, the drawing gets its new size and is sharp again.
 
-const LEAST = 0.08, MOST = 4;
+const LEAST = 0.08, MOST = 4, REST = 160;
 
-/** Moves `board` (with a drawing of `size()` in it) inside `frame`; `resize(zoom)` gives the drawing its size. */
+/** Moves `board` (with a drawing of `size()` in it) inside `frame`; `resize(zoom)` paints the drawing at its size. */
 export class Camera {
   constructor(frame, board, { size, resize, moved }) {
-    Object.assign(this, { frame, board, size, resize, moved, x: 0, y: 0, zoom: 1, fingers: new Map() });
+    Object.assign(this, { frame, board, size, resize, moved, x: 0, y: 0, zoom: 1, painted: 1, fingers: new Map() });
     frame.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     frame.addEventListener("pointerdown", (event) => this.down(event));
     frame.addEventListener("pointermove", (event) => this.drag(event));
@@ -14,8 +14,18 @@ export class Camera {
   }
 
   apply() {
-    this.board.style.transform = `translate3d(${Math.round(this.x)}px, ${Math.round(this.y)}px, 0)`;
+    const scale = this.zoom === this.painted ? "" : ` scale(${this.zoom / this.painted})`;
+    this.board.style.transform = `translate3d(${Math.round(this.x)}px, ${Math.round(this.y)}px, 0)${scale}`;
     this.moved(this);
+  }
+
+  /** Paint the drawing at the size that it is shown at. */
+  sharpen() {
+    clearTimeout(this.rests);
+    if (this.painted === this.zoom) return;
+    this.painted = this.zoom;
+    this.resize(this.zoom);
+    this.apply();
   }
 
   pan(dx, dy) {
@@ -31,8 +41,9 @@ export class Camera {
     this.x = cx - (cx - this.x) * real;
     this.y = cy - (cy - this.y) * real;
     this.zoom = zoom;
-    this.resize(zoom);
     this.apply();
+    clearTimeout(this.rests);
+    this.rests = setTimeout(() => this.sharpen(), REST);
   }
 
   /** Show all of the drawing; `inset` is what lies over the frame's left side. */
@@ -42,8 +53,8 @@ export class Camera {
     this.zoom = Math.min(1.25, Math.max(LEAST, Math.min(room / width, this.frame.clientHeight / height)));
     this.x = inset + (room - width * this.zoom) / 2;
     this.y = (this.frame.clientHeight - height * this.zoom) / 2;
-    this.resize(this.zoom);
     this.apply();
+    this.sharpen();
   }
 
   /** Bring a point of the drawing into sight, if it isn't. */

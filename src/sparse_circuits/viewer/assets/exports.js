@@ -32,6 +32,8 @@ const DRAWN = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-opacity
 export function toSVG(graph) {
   const { picture, layout } = graph;
   const copy = picture.cloneNode(true);
+  const isFar = picture.classList.contains("far");
+  picture.classList.remove("far"); // names are left out of the page's small picture, not of the file
   const pairs = [[picture, copy]];
   while (pairs.length) {
     const [from, to] = pairs.pop();
@@ -41,6 +43,7 @@ export function toSVG(graph) {
     for (const name of ["class", "tabindex", "role", "aria-pressed", "data-name"]) to.removeAttribute(name);
     [...from.childNodes].forEach((child, i) => pairs.push([child, to.childNodes[i]]));
   }
+  picture.classList.toggle("far", isFar);
   const paper = getComputedStyle(graph.element).getPropertyValue("--paper");
   copy.prepend(s("rect", { width: layout.width, height: layout.height, style: `fill:${paper}` }));
   copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");

@@ -7,6 +7,7 @@ import { edgeContributions, effectOf, matches, shownGraph } from "./view.js";
 
 const GUTTER = 116;
 const LABELS_FROM = 0.42;
+const MANY_LINKS = 300;
 
 /** One circuit's picture. `choose(name)` is called when a node is chosen, null when it is let go. */
 export class Graph {
@@ -14,7 +15,8 @@ export class Graph {
     Object.assign(this, { view, choose, shared: null });
     this.picture = s("svg", { class: "picture", role: "group", "aria-label": `Graph of ${title}` });
     this.board = h("div", { class: "board" }, this.picture);
-    this.gutter = h("div", { class: "gutter", "aria-hidden": "true" });
+    this.rowLabels = h("div", { class: "row-labels" });
+    this.gutter = h("div", { class: "gutter", "aria-hidden": "true" }, this.rowLabels);
     this.tip = h("div", { class: "tip", role: "status", hidden: true });
     this.element = h("div", { class: "frame" }, this.board, this.gutter, this.tip);
     this.camera = new Camera(this.element, this.board, {
@@ -40,16 +42,20 @@ export class Graph {
     this.picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.elements = new Map();
     this.drawLinks(state);
-    this.picture.replaceChildren(this.drawBands(), this.drawHeads(), this.linkLayer, this.drawNodes(state));
     this.drawGutter();
-    this.resize(this.camera.zoom);
-    this.camera.apply();
+    this.resize(this.camera.painted);
+    // The size comes first: text that is laid out before it would be laid out twice.
+    if (this.isPlaced) this.camera.apply();
+    else this.fit();
+    this.picture.replaceChildren(this.drawBands(), this.drawHeads(), this.linkLayer, this.drawNodes(state));
     this.highlight(state.node);
     this.find(state.query);
   }
 
   fit() {
-    if (this.element.clientWidth) this.camera.fit(GUTTER - 24);
+    if (!this.element.clientWidth) return;
+    this.camera.fit(GUTTER - 24);
+    this.isPlaced = true;
   }
 
   resize(zoom) {
@@ -72,7 +78,8 @@ export class Graph {
 
   drawGutter() {
     const name = (layer) => (layer < 0 ? "" : layer === Infinity ? "" : `layer ${layer}`);
-    this.gutter.replaceChildren(...this.layout.rows.map((row, i) => {
+    this.labelledAt = null;
+    this.rowLabels.replaceChildren(...this.layout.rows.map((row, i) => {
       const isFirst = row.layer !== this.layout.rows[i + 1]?.layer;
       const kind = row.site.startsWith("attn") ? "attention" : row.site.startsWith("mlp") ? "MLP" : "";
       row.label = h("div", { class: "row-label" }, h("b", {}, isFirst ? name(row.layer) : ""), `${kind} ${row.title}`.trim());
@@ -82,9 +89,12 @@ export class Graph {
 
   moveGutter() {
     const { y, zoom } = this.camera;
-    for (const row of this.layout.rows) row.label.style.transform = `translateY(${Math.round(y + row.y * zoom)}px)`;
+    this.rowLabels.style.transform = `translate3d(0, ${Math.round(y)}px, 0)`;
+    if (!this.tip.hidden) this.tip.hidden = true;
+    if (this.labelledAt === zoom) return;
+    this.labelledAt = zoom;
+    for (const row of this.layout.rows) row.label.style.top = `${Math.round(row.y * zoom)}px`;
     this.gutter.classList.toggle("dense", zoom * 96 < 30);
-    this.tip.hidden = true;
   }
 
   drawLinks(state) {
@@ -92,6 +102,8 @@ export class Graph {
     const by = this.contributions(state);
     const most = by ? Math.max(1e-9, ...by.map(Math.abs)) : this.view.largestWeight;
     this.linkElements = [];
+    // Among many links a faint one fades, or the strong ones can't be told.
+    const faint = Math.min(1, Math.sqrt(MANY_LINKS / Math.max(1, this.shown.links.length)));
     const layers = { carry: [], embedding: [], edge: [], score: [] };
     for (const link of this.shown.links) {
       const isWeight = link.weight !== undefined;
@@ -103,7 +115,7 @@ export class Graph {
         class: `link ${link.kind}${sign}`,
         d: pathOf(at.get(link.source), at.get(link.target), link.kind),
         "stroke-width": isWeight ? ((isToken ? 0.5 : 0.9) + (isToken ? 1.6 : 4.6) * share).toFixed(2) : null,
-        "stroke-opacity": isWeight ? ((isToken ? 0.28 : 0.42) + 0.5 * share).toFixed(2) : null,
+        "stroke-opacity": isWeight ? ((isToken ? 0.28 : 0.42) * faint + 0.5 * share).toFixed(2) : null,
       });
       path.link = link;
       layers[isToken ? "embedding" : link.kind].push(path);
@@ -127,10 +139,10 @@ export class Graph {
         const classes = ["node", isEnd ? "end" : "", node.isGroup ? "group" : "", this.notes.pinned.includes(node.name) ? "pinned" : "",
           members.has(node.name) ? "grouped" : "", this.shared?.has(node.name) ? "shared" : "", this.state.edited?.has(node.name) ? "edited" : ""];
         const element = s("g", {
-          class: classes.filter(Boolean).join(" "), transform: `translate(${place.x.toFixed(1)} ${place.y.toFixed(1)})`,
+          class: classes.filter(Boolean).join(" "),
           role: "button", tabindex: "-1", "aria-label": this.toldOf(node), "data-name": node.name,
           "aria-pressed": isEnd ? null : String(state.node === node.name),
-        }, isEnd || node.isGroup ? chip(node) : this.disc(node));
+        }, isEnd || node.isGroup ? chip(node, place) : this.disc(node, place));
         element.node = node;
         this.elements.set(node.name, element);
         layer.append(element);
@@ -141,16 +153,17 @@ export class Graph {
     return layer;
   }
 
-  disc(node) {
+  // Places stand in every shape: a browser keeps books of each transformed group whenever the picture moves.
+  disc(node, { x, y }) {
     const effect = effectOf(node);
     const share = Math.sqrt(Math.max(0, effect ?? 0) / this.view.largestEffect);
     const radius = effect === undefined ? 7 : 5 + 8 * share;
     const own = this.notes.names[node.name];
     const plain = node.head === undefined ? String(node.channel) : `${node.site.at(-1)} ${node.channel_in_head}`;
     return [
-      s("circle", { class: "halo", r: (radius + 5).toFixed(1) }),
-      s("circle", { class: "disc", r: radius.toFixed(1), style: `--share:${(8 + 84 * share).toFixed(0)}%` }),
-      s("text", { y: (radius + 14).toFixed(1), "text-anchor": "middle" }, own ? tokenText(own).slice(0, 16) : plain),
+      s("circle", { class: "halo", cx: x.toFixed(1), cy: y.toFixed(1), r: (radius + 5).toFixed(1) }),
+      s("circle", { class: "disc", cx: x.toFixed(1), cy: y.toFixed(1), r: radius.toFixed(1), style: `--share:${(8 + 84 * share).toFixed(0)}%` }),
+      s("text", { x: x.toFixed(1), y: (y + radius + 14).toFixed(1), "text-anchor": "middle" }, own ? tokenText(own).slice(0, 16) : plain),
     ];
   }
 
@@ -279,11 +292,11 @@ function isOutside(link) {
   return Number(link.kind === "embedding" || link.kind === "unembedding");
 }
 
-function chip(node) {
+function chip(node, { x, y }) {
   const text = node.isGroup ? `${node.label} · ${node.members.length}` : tokenText(node.label).slice(0, 18);
   const width = Math.max(26, 7.4 * [...text].length + 14);
-  return [s("rect", { class: "chip", x: -width / 2, y: -12, width, height: 24, rx: node.isGroup ? 12 : 5 }),
-    s("text", { y: 4, "text-anchor": "middle" }, text)];
+  return [s("rect", { class: "chip", x: (x - width / 2).toFixed(1), y: (y - 12).toFixed(1), width: width.toFixed(1), height: 24, rx: node.isGroup ? 12 : 5 }),
+    s("text", { x: x.toFixed(1), y: (y + 4).toFixed(1), "text-anchor": "middle" }, text)];
 }
 
 function pathOf(from, to, kind) {

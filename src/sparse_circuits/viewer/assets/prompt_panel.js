@@ -1,10 +1,13 @@
 // One prompt explained: what every node of the circuit does at every token, and what adds to the answer.
 
+import { headOfMany, queriesAndKeys, queriesAndKeysAsked } from "./attention.js";
 import { balance } from "./curves.js";
 import { nodeLink, pairControls, section } from "./node_panel.js";
 import { differing } from "./strips.js";
 import { h, heat, short, signed, tokenText } from "./text.js";
 import { edgeContributions, onPrompt, promptScale } from "./view.js";
+
+const NO_HEADS = "The circuit has no query, key or value.";
 
 /** The panel of the task's prompts. */
 export function promptPanel(view, app) {
@@ -26,14 +29,16 @@ export function fromPair(view, pair, side) {
     edges: edgeContributions(pair, name, side),
   });
   return { texts: pair.tokens[side].map(view.token), answers: pair.answers.map(view.token), changed: differing(pair), model: run("model"), circuit: run("circuit"),
-    scale: (node) => promptScale(view, node) };
+    scale: (node) => promptScale(view, node), noHeads: pair.queries_and_keys ? NO_HEADS : "Attention is kept for the first pairs only.",
+    heads: pair.queries_and_keys ? view.prompts.heads.map((head, i) => ({ head, of: (name) => queriesAndKeys(view, pair, i, side, name) })) : [] };
 }
 
 /** What the server says of a prompt in the same form. */
 export function fromServer(view, found) {
   const run = (trace) => ({ ...trace, activation: (node) => trace.activations[view.place.get(node)], contribution: (node) => trace.node_contributions[view.place.get(node)], edges: trace.edge_contributions });
   const most = (node) => Math.max(1e-9, ...["model", "circuit"].flatMap((name) => found[name].activations[view.place.get(node)].map(Math.abs)));
-  return { texts: found.tokens, answers: found.answers, changed: new Set(), model: run(found.model), circuit: run(found.circuit), scale: most };
+  return { texts: found.tokens, answers: found.answers, changed: new Set(), model: run(found.model), circuit: run(found.circuit), scale: most,
+    noHeads: NO_HEADS, heads: found.heads.map((head, i) => ({ head, of: (name) => queriesAndKeysAsked(found, i, name) })) };
 }
 
 /** Draw an explained prompt. */
@@ -43,6 +48,7 @@ export function explained(view, prompt, app) {
   return h("div", {},
     section("Answer", answer(prompt)),
     section("Activations", matrix(view, prompt, trace, app)),
+    section("Attention", headOfMany(prompt, app)),
     section("Edges that make the difference", edges(view, trace, app)),
     section("Writes at the last token", direct(trace, app)));
 }

@@ -17,6 +17,24 @@ const TABS = { circuit: "Circuit", node: "Node", prompt: "Prompts", notes: "Note
 const KEYS = [["/", "search"], ["arrows", "go from node to node"], ["Enter", "choose a node"], ["Escape", "let go"], ["f", "fit the picture"], ["+ −", "zoom"], ["p", "pin the chosen node"],
   ["1 – 5", "panels"], ["[ ]", "previous and next pair"], ["t", "dark, light"], ["?", "this list"]];
 
+/** Draw what a page holds: the start as JSON, gzipped, in base64. */
+export async function mountPacked(root, text) {
+  root.classList.add("sparse-circuits");
+  if (typeof DecompressionStream === "undefined") return fail(root, "This browser is from before 2023 and can't unpack the page; a newer one opens it.");
+  return mount(root, await unzipped(text));
+}
+
+async function unzipped(text) {
+  const letters = atob(text), bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < bytes.length; i += 1) bytes[i] = letters.charCodeAt(i);
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+function fail(root, message) {
+  root.replaceChildren(h("p", { class: "failure", role: "alert" }, message));
+  return null;
+}
+
 /** Draw into `root`. `start` has `views` (one or two view-models) and says whether a server or a widget is behind. */
 export function mount(root, start) {
   root.classList.add("sparse-circuits");
@@ -24,8 +42,7 @@ export function mount(root, start) {
   try {
     views = start.views.map(openView);
   } catch (error) {
-    root.replaceChildren(h("p", { class: "failure", role: "alert" }, error.message));
-    return null;
+    return fail(root, error.message);
   }
   const app = new Viewer(root, start, views);
   app.begin();
@@ -46,7 +63,6 @@ class Viewer {
     this.build();
     this.showViews();
     this.render();
-    requestAnimationFrame(() => this.graphs.forEach((graph) => graph.fit()));
     this.loadNotes();
     if (this.state.node) this.tellChosen();
     this.root.dataset.ready = "true";
@@ -165,8 +181,8 @@ class Viewer {
 
   drawGraphs() {
     this.state.edited = new Set(this.live.edits.map((edit) => edit.node));
-    this.graphs.forEach((graph) => graph.draw(this.state, this.notes));
     this.legendPlace.replaceChildren(legend(this.state));
+    this.graphs.forEach((graph) => graph.draw(this.state, this.notes));
     this.findNodes();
   }
 
@@ -258,7 +274,6 @@ class Viewer {
     this.views = view ? [this.views[0], view] : [this.views[0]];
     this.showViews();
     this.render();
-    this.eachGraph((graph) => graph.fit());
   }
 
   turnTheme() {

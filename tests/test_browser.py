@@ -250,13 +250,29 @@ def test_attention_in_the_page_is_the_models_and_the_circuits(opened, view, circ
     found = sc.explain(circuit, prompt, answers=(texts[0], texts[1]))
     assert_attention_is_shown(opened.page, found, layer=1, head=1)
     opened.page.get_by_role("tab", name="Prompts").click()
+    assert_attention_is_shown(opened.page, found, layer=1, head=1)
+
+
+def test_of_several_heads_the_chosen_ones_attention_is_shown(browser, circuit, tmp_path):
+    keep = circuit.keep.clone()
+    keep[circuit.space.index("0.attn.v:0")] = True
+    task = sc.task("single_double_quote", circuit.model.tokenizer, seed=0, sizes=SIZES)
+    own = circuit.task | {"hash": task.hash}
+    two = sc.Circuit.of_nodes(circuit.model, keep, values=circuit.values, task=own)
+    view = view_model(two, task=task, n_pair=1, n_token=0)
+    opened = Opened(browser, write_page(view, tmp_path / "two.html").as_uri(), hash="#tab=prompt")
+    pair = view["prompts"]["pairs"][0]
+    found = sc.explain(two, circuit.model.tokenizer.decode(pair["tokens"][0]))
+    assert_attention_is_shown(opened.page, found, layer=0, head=0)
     opened.page.get_by_label("head", exact=True).select_option("layer 1, head 1")
     assert_attention_is_shown(opened.page, found, layer=1, head=1)
+    assert opened.errors == []
+    opened.context.close()
 
 
 def assert_attention_is_shown(page, found, *, layer, head):
     """Check the row of the last token, the sink's share last, full model and circuit, against an explanation."""
-    rows = page.locator(".strip-row", has=page.locator(".sink")).all()
+    rows = page.locator(".panel .strip-row", has=page.locator(".sink")).all()
     for row, trace in zip(rows, (found.model, found.circuit), strict=True):
         shown = [float(token.get_attribute("title")) for token in row.locator(".tok").all()]
         expected = trace.attention[f"{layer}.attn"][head, -1].numpy()
@@ -380,7 +396,6 @@ def test_a_live_ablation_moves_the_probabilities_as_the_python_api_says(browser,
         assert page.locator(".edits li").count() == 0
         page.locator("button", has_text=re.compile("^Explain$")).click()
         page.wait_for_selector(".matrix")
-        page.get_by_label("head", exact=True).select_option("layer 1, head 1")
         assert_attention_is_shown(page, sc.explain(circuit, prompt), layer=1, head=1)
         page.locator("#live-prompt").fill("a b " * 100)
         page.locator("button", has_text=re.compile("^Run$")).click()

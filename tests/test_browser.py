@@ -404,22 +404,29 @@ def test_a_live_ablation_moves_the_probabilities_as_the_python_api_says(browser,
         found.context.close()
 
 
-def test_the_widgets_module_draws_into_a_notebooks_cell_and_hands_notes_to_its_trait(browser, view):
+@pytest.mark.parametrize(
+    "is_shadow", [False, True], ids=["in the document, as in Jupyter", "in a shadow tree, as in marimo"]
+)
+def test_the_widgets_module_draws_into_a_notebooks_cell_and_hands_notes_to_its_trait(browser, view, is_shadow):
     page = browser.new_page()
     page.evaluate(
-        """async ([code, style, view]) => {
+        """async ([code, style, view, isShadow]) => {
         const { default: widget } = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
-        document.head.append(Object.assign(document.createElement("style"), { textContent: style }));
+        const host = document.body.appendChild(document.createElement("div"));
+        const el = isShadow ? host.attachShadow({ mode: "open" }) : host;
+        el.append(Object.assign(document.createElement("style"), { textContent: style }));
         const traits = { views: [view], notes: null, height: 480 };
         const set = (name, value) => { traits[name] = value; };
         window.model = { get: (name) => traits[name], set, save_changes() {} };
-        widget.render({ model: window.model, el: document.body });
+        widget.render({ model: window.model, el });
         }""",
-        [front_end() + ADAPTER, styles(), view],
+        [front_end() + ADAPTER, styles(), view, is_shadow],
     )
     page.wait_for_selector("[data-ready]")
     assert page.locator("[data-ready]").bounding_box()["height"] == 480
     page.locator('.node[data-name="1.attn.v:25"]').click()
     page.keyboard.press("p")
     assert page.evaluate("window.model.get('notes').pinned") == ["1.attn.v:25"]
+    page.keyboard.press("4")
+    assert page.get_by_role("tab", name="Notes").get_attribute("aria-selected") == "true"
     page.close()

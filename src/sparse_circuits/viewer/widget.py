@@ -15,8 +15,10 @@ export default {
   render({ model, el }) {
     const root = document.createElement("div");
     root.style.height = `${model.get("height")}px`;
+    root.dataset.lmSuppressShortcuts = "true"; // else JupyterLab's keys act on the cell: 1 makes a heading of it
     el.append(root);
-    mount(root, { views: model.get("views"), is_live: false, widget: model });
+    const theme = { true: "light", false: "dark" }[document.body.dataset.jpThemeLight] ?? "system"; // JupyterLab's own
+    mount(root, { views: model.get("views"), is_live: false, widget: model, theme });
   },
 };
 """

@@ -40,6 +40,7 @@ export class Graph {
     this.layout = layOut(this.shown);
     const { width, height } = this.layout;
     this.picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    const focused = this.picture.contains(this.active) ? this.active.dataset.name : null;
     this.elements = new Map();
     this.drawLinks(state);
     this.drawGutter();
@@ -48,8 +49,13 @@ export class Graph {
     if (this.isPlaced) this.camera.apply();
     else this.fit();
     this.picture.replaceChildren(this.drawBands(), this.drawHeads(), this.linkLayer, this.drawNodes(state));
+    this.elements.get(focused)?.focus({ preventScroll: true });
     this.highlight(state.node);
     this.find(state.query);
+  }
+
+  get active() {
+    return this.picture.getRootNode().activeElement ?? null;
   }
 
   fit() {

@@ -52,6 +52,7 @@ export function mount(root, start) {
 class Viewer {
   constructor(root, start, views) {
     Object.assign(this, { root, start, views, notes: emptyNotes(), conflict: null, state: startState() });
+    this.state.theme = start.theme ?? this.state.theme;
     this.keepsURL = !start.widget;
     this.store = start.widget ? new WidgetNotes(start.widget) : start.is_live ? new ServedNotes((...request) => this.ask(...request)) : new BrowserNotes(views[0]);
     this.live = { prompt: views[0].task.example?.[0]?.prompt ?? "", edits: [], where: "circuit" };
@@ -142,6 +143,11 @@ class Viewer {
     this.subtitle.textContent = [`${count(summary.n_node)} nodes of ${count(summary.n_node_total)}`, plural(summary.n_edge, "edge"), loss].filter(Boolean).join(" · ");
   }
 
+  /** What has the focus; a notebook may keep the viewer in a shadow tree, whose outside sees only the host. */
+  get active() {
+    return this.root.getRootNode().activeElement;
+  }
+
   eachGraph(act) { this.graphs.forEach(act); }
 
   // ---- state
@@ -160,7 +166,7 @@ class Viewer {
   choose(name, isAdding = false) {
     if (isAdding && name) return void this.pin(name);
     const tab = name ? (["notes", "live"].includes(this.state.tab) ? this.state.tab : "node") : this.state.tab === "node" ? "circuit" : this.state.tab;
-    const hadFocus = this.stage.contains(document.activeElement);
+    const hadFocus = this.stage.contains(this.active);
     this.change({ node: name, tab });
     if (hadFocus && name) this.graphs.find((graph) => graph.elements.has(name))?.elements.get(name).focus();
     if (name) this.tellChosen();
@@ -188,13 +194,13 @@ class Viewer {
 
   renderPanel() {
     const { state } = this;
-    const hadFocus = this.tabs.contains(document.activeElement);
+    const hadFocus = this.tabs.contains(this.active);
     this.tabs.replaceChildren(...this.tabNames.map((tab) => h("button", { role: "tab", "aria-selected": String(state.tab === tab), tabindex: state.tab === tab ? "0" : "-1", onclick: () => this.change({ tab }),
       onkeydown: (event) => this.tabKey(event) }, TABS[tab])));
     if (hadFocus) this.tabs.querySelector('[aria-selected="true"]').focus();
     // What is being typed, and folded sections, outlive a redraw.
-    const active = document.activeElement?.dataset?.keep;
-    const typed = active && { value: document.activeElement.value, at: document.activeElement.selectionStart };
+    const active = this.active?.dataset?.keep;
+    const typed = active && { value: this.active.value, at: this.active.selectionStart };
     const folded = new Set([...this.panel.querySelectorAll("details.section:not([open]) > summary")].map((summary) => summary.textContent));
     const isSame = this.drawnTab === state.tab && this.drawnNode === state.node;
     const { scrollTop } = this.panel;

@@ -79,7 +79,8 @@ class Session:
         with self.lock:
             found = explain(self.circuit, prompt, answers=None if answers is None else (answers[0], answers[1]))
         heads = heads_of(self.circuit)
-        told = found.to_json() | {"heads": [describe_head(self.circuit, *head) for head in heads]}
+        told = found.to_json()
+        told["heads"] = [describe_head(self.circuit, *head) for head in heads]
         for run, trace in (("model", found.model), ("circuit", found.circuit)):
             del told[run]["attention"]
             packed = pack_numbers(queries_and_keys(trace, heads).flatten(0, 1)) if heads else None

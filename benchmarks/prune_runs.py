@@ -6,7 +6,9 @@ The model has the demo's shape and random weights of its density; prompts are ra
 their ratio for 16 pairs of 64 tokens and for 8 pairs of 16, and writes a file
 benchmarks/results/prune_runs[-cpu]-DATE-MACHINE.json.
 With `--before`, a checkout of commit 6d8a58d, the first pruner makes the same runs, one by one, in a process of its own
-that takes its turn in every round. On a machine that others use too, `--clock cpu` counts the process's own seconds.
+that takes its turn in every round. It learned sufficiency alone, so it is compared with runs that do the same
+(`necessity_coefficient` 0), and with the default ones, which learn what the model can do without the circuit along.
+On a machine that others use too, `--clock cpu` counts the process's own seconds.
 """
 
 import argparse
@@ -63,6 +65,7 @@ print(clock() - start)
 """What the first pruner runs; its interface was another one."""
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+LABELS = ("one by one, ratio", "first pruner, ratio", "the same to runs of sufficiency alone")
 SHAPES = {"16 pairs of 64 tokens": (16, 64), "8 pairs of 16 tokens": (8, 16)}
 
 
@@ -115,30 +118,39 @@ def main() -> None:
     clock = CLOCKS[arguments.clock]
     made = model()
     values = torch.zeros(NodeSpace.of(made.config).n_node)
-    rows, results = [["", "together", "one by one, ratio", *(["first pruner, ratio"] if arguments.before else [])]], {}
+    rows, results = [["", "together", *LABELS[: None if arguments.before else 1]]], {}
     for name, (n_pair, n_token) in SHAPES.items():
         config = PruneConfig(n_step=arguments.steps, n_pair=n_pair, count_coefficient=1e-9)
         fit = pairs(n_pair, n_token)
-        runs = [
-            MaskRun(fit=fit, values=values, config=dataclasses.replace(config, seed=seed))
-            for seed in range(arguments.runs)
-        ]
-        seconds: dict[str, list[float]] = {"together": [], "one by one": [], "before": []}
+        runs, plain = (
+            [
+                MaskRun(fit=fit, values=values, config=dataclasses.replace(config, seed=seed, **changes))
+                for seed in range(arguments.runs)
+            ]
+            for changes in ({}, {"necessity_coefficient": 0.0})
+        )
+        shape = {"n_pair": n_pair, "n_token": n_token, "n_run": len(runs), "n_step": arguments.steps}
+        ways = {
+            "together": lambda runs=runs: learn_masks(made, runs),
+            "one by one": lambda runs=runs: [learn_masks(made, [run]) for run in runs],
+        }
+        if arguments.before:
+            ways["sufficiency alone"] = lambda plain=plain: learn_masks(made, plain)
+        seconds: dict[str, list[float]] = {way: [] for way in (*ways, *(["before"] if arguments.before else []))}
         learn_masks(made, runs[:1])
         for _ in range(arguments.rounds):
-            start = clock()
-            learn_masks(made, runs)
-            middle = clock()
-            for run in runs:
-                learn_masks(made, [run])
-            seconds["together"].append(middle - start)
-            seconds["one by one"].append(clock() - middle)
+            for way, go in ways.items():
+                start = clock()
+                go()
+                seconds[way].append(clock() - start)
             if arguments.before:
-                shape = {"n_pair": n_pair, "n_token": n_token, "n_run": len(runs), "n_step": arguments.steps}
                 seconds["before"].append(seconds_before(arguments.before, made, arguments.clock, **shape))
-        together, *others = (statistics.median(taken) for taken in seconds.values() if taken)
-        results[name] = {"seconds": seconds, "ratios": [other / together for other in others]}
-        rows.append([name, f"{together:.2f} s", *(f"{other:.2f} s, {other / together:.2f}" for other in others)])
+        median = {way: statistics.median(taken) for way, taken in seconds.items()}
+        pairs_of_ways = [("together", "one by one"), ("together", "before"), ("sufficiency alone", "before")]
+        ratios = {f"{b} / {a}": median[b] / median[a] for a, b in pairs_of_ways if {a, b} <= set(median)}
+        results[name] = {"seconds": seconds, "ratios": ratios}
+        others = [f"{median[b]:.2f} s, {median[b] / median[a]:.2f}" for a, b in pairs_of_ways if {a, b} <= set(median)]
+        rows.append([name, f"{median['together']:.2f} s", *others])
     print(f"{arguments.runs} runs of {arguments.steps} steps, medians of {arguments.rounds}")
     print("\n".join(aligned(rows)))
     folder = Path(__file__).parent / "results"

@@ -75,7 +75,7 @@ class VerifyConfig(Config):
         """Return settings for a first look: under half a minute at the demo's size."""
         checks: tuple[Check, ...] = ("subsets", "interchange", "attention", "agreement")
         return cls(
-            checks=checks, n_pair=32, n_split_pair=256, n_set=24, n_subset=6, shares=(0.25, 0.75), n_adversary_step=0
+            checks=checks, n_pair=32, n_split_pair=192, n_set=12, n_subset=6, shares=(0.25, 0.75), n_adversary_step=0
         )
 
     def __post_init__(self) -> None:

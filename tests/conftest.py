@@ -1,6 +1,9 @@
 """A small corpus that the tests share."""
 
+import shutil
+
 import pytest
+from release_models import CASES
 
 from sparse_circuits.configs import CorpusConfig, ModelConfig, SparsityConfig, TrainConfig
 from sparse_circuits.corpus import shards
@@ -47,3 +50,16 @@ def untrained_run(tmp_path_factory):
     )
     train(run, corpus=corpus, out=folder / "run")
     return folder / "run"
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of the test's own, and no mirror."""
+    monkeypatch.setenv("SPARSE_CIRCUITS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SPARSE_CIRCUITS_MIRROR", raising=False)
+
+
+@pytest.fixture
+def release_folder(tmp_path):
+    """A release folder of a small model, to be damaged."""
+    return shutil.copytree(CASES[1], tmp_path / "release")

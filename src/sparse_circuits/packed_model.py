@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sparse_circuits import checkpoint, kernels
 from sparse_circuits.errors import FormatError
 from sparse_circuits.kernels import PackedWeight
-from sparse_circuits.model import Linear, Transformer
+from sparse_circuits.layers import Linear
+from sparse_circuits.model import Transformer
 from sparse_circuits.tokenizer import Tokenizer
 
 

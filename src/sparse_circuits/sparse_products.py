@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 from sparse_circuits import kernels
-from sparse_circuits.model import Linear, Transformer
+from sparse_circuits.layers import Linear
+from sparse_circuits.model import Transformer
 
 MAX_DENSITY = 0.1
 """Share of nonzeros up to which the sparse products are the faster ones; measured by benchmarks/kernels.py."""

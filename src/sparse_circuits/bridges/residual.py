@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.errors import ConfigError
 from sparse_circuits.formats.hf_residual import is_hf_folder, open_hf
+from sparse_circuits.layers import Norm
 from sparse_circuits.loading import load
-from sparse_circuits.model import Block, Norm, Transformer
+from sparse_circuits.model import Block, Transformer
 from sparse_circuits.norms import gained, norm_divisor
 from sparse_circuits.taps import replacing
 from sparse_circuits.tokenizer import Tokenizer

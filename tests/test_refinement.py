@@ -58,17 +58,15 @@ def test_streams_that_are_remembered_give_the_differences_of_a_fresh_start():
         base = candidates[0] if step % 3 else keep
 
 
+def goal_of(evaluator, max_auroc=0.6):
+    needed = torch.zeros(evaluator.n_node, dtype=torch.bool)
+    return Goal(evaluator=evaluator, without=evaluator, target_loss=0.1, max_auroc=max_auroc, needed=needed)
+
+
 def test_elimination_never_leaves_the_goal_and_only_removes():
     model, task = hand_built_model(), hand_built_task()
     space = NodeSpace.of(model.config)
-    evaluator = Evaluator(model=model, pairs=task.split("select"), values=torch.zeros(space.n_node), may_shift=True)
-    goal = Goal(
-        evaluator=evaluator,
-        without=evaluator,
-        target_loss=0.1,
-        max_auroc=0.6,
-        needed=torch.zeros(evaluator.n_node, dtype=torch.bool),
-    )
+    goal = goal_of(evaluator_of(model, task))
     whole = torch.ones(space.n_node, dtype=torch.bool)
     keep, rounds = eliminate(goal, whole, whole)
     assert space.names(keep) == NODES
@@ -79,13 +77,7 @@ def test_elimination_never_leaves_the_goal_and_only_removes():
 def test_refinement_leaves_the_known_nodes_and_edges_and_nothing_of_them_can_go():
     model, task = hand_built_model(), hand_built_task()
     evaluator = evaluator_of(model, task)
-    goal = Goal(
-        evaluator=evaluator,
-        without=evaluator,
-        target_loss=0.1,
-        max_auroc=0.6,
-        needed=torch.zeros(evaluator.n_node, dtype=torch.bool),
-    )
+    goal = goal_of(evaluator)
     refined = refine(goal, torch.ones(evaluator.n_node, dtype=torch.bool))
     assert NodeSpace.of(model.config).names(refined.keep) == NODES
     assert sum(int(mask.sum()) for mask in refined.edges.values()) == 2
@@ -110,13 +102,7 @@ def test_refinement_ends_as_small_as_the_smallest_subset_that_reaches_the_goal()
     subsets = torch.zeros(2 ** len(candidates), evaluator.n_node, dtype=torch.bool)
     for bit, node in enumerate(candidates.tolist()):
         subsets[:, node] = (torch.arange(len(subsets)) >> bit) % 2 == 1
-    goal = Goal(
-        evaluator=evaluator,
-        without=evaluator,
-        target_loss=0.1,
-        max_auroc=0.6,
-        needed=torch.zeros(evaluator.n_node, dtype=torch.bool),
-    )
+    goal = goal_of(evaluator)
     _, passed = goal.judge(subsets)
     smallest = int(subsets[passed].sum(1).min())
     refined = refine(goal, kept_nodes(model, [*NODES, *extra]))
@@ -134,13 +120,7 @@ def test_an_edge_that_says_nothing_of_the_answer_is_cut_though_its_nodes_stay():
         model.linears()["0.attn.qkv"].weight[8 + 0, 1] = 0.3  # the fillers reach the value that carries the mark
     keep = kept_nodes(model, [*NODES, "0.attn.act_in:1"])
     evaluator = evaluator_of(model, task)
-    goal = Goal(
-        evaluator=evaluator,
-        without=evaluator,
-        target_loss=0.1,
-        max_auroc=1.0,
-        needed=torch.zeros(evaluator.n_node, dtype=torch.bool),
-    )
+    goal = goal_of(evaluator, max_auroc=1.0)
     items = torch.cat((keep, torch.ones(3, dtype=torch.bool)))
     edges = EdgeSpace.of(edges_between(model, keep))
     evaluator = dataclasses.replace(goal.evaluator, edges=edges)

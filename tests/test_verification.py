@@ -1,5 +1,6 @@
 """Verification tells the known circuit from wrong ones, and its parts do what they say."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hand_built import NODES, hand_built_circuit, hand_built_model, hand_built_task
 
 from sparse_circuits.circuit import Circuit
+from sparse_circuits.configs import VerifyConfig
 from sparse_circuits.errors import TaskError
 from sparse_circuits.faithfulness import necessity, verify
 from sparse_circuits.faithfulness.necessity import matched_sets
@@ -60,6 +62,17 @@ def test_verification_writes_a_report_and_notes_that_test_was_read(tmp_path):
 def test_another_tasks_prompts_are_refused():
     with pytest.raises(TaskError, match="with other prompts"):
         verify(hand_built_circuit(hand_built_model(), hand_built_task(), NODES), hand_built_task(n_pair=30))
+
+
+def test_a_circuit_that_does_not_say_its_prompts_is_tested_with_a_calibration_of_its_own():
+    model, task = hand_built_model(), hand_built_task()
+    circuit = hand_built_circuit(model, task, NODES)
+    circuit.task["hash"] = ""
+    bare = circuit.logit_difference(task.split("select"), calibrated=False)
+    fitted = fit_calibration(bare, may_shift=True)
+    report = verify(circuit, task, VerifyConfig.quick(), n_set=5)
+    assert report.calibration == dataclasses.asdict(fitted) != dataclasses.asdict(circuit.calibration)
+    assert any(note.startswith("imported") for note in report.notes)
 
 
 def test_the_worst_random_set_is_the_worst_on_the_larger_number_of_pairs(monkeypatch):

@@ -14,7 +14,7 @@ from sparse_circuits.circuit import Circuit
 from sparse_circuits.errors import TaskError
 from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference, pair_loss
+from sparse_circuits.scoring import calibrated, fit_calibration, fit_calibrations, logit_difference, pair_loss
 from sparse_circuits.taps import reading
 from sparse_circuits.tasks.pairs import Pairs, Task
 
@@ -103,12 +103,18 @@ class Subject:
 
 
 def of_task(circuit: Circuit, task: Task, *, n_pair: int, n_split_pair: int | None = None) -> Subject:
-    """Return the subject, if the circuit was cut for these prompts.
+    """Return the subject, if the circuit was cut for these prompts or does not say for which.
+
+    An imported circuit does not, and comes without scale and shift; they are fitted on `select`.
 
     Raises:
         TaskError: The task's prompts are not those that the circuit was cut for.
     """
-    if circuit.task["hash"] != task.hash:
+    if not circuit.task["hash"]:
+        bare = circuit.logit_difference(task.split("select"), calibrated=False)
+        fitted = fit_calibration(bare, may_shift=not task.answers_vary)
+        circuit = dataclasses.replace(circuit, calibration=fitted)
+    elif circuit.task["hash"] != task.hash:
         raise TaskError(
             f"the circuit was cut for {circuit.task['name']} with other prompts ({circuit.task['hash'][:12]}) than "
             f"these of {task.name} ({task.hash[:12]}); make the task with the same tokenizer, seed and corpus"

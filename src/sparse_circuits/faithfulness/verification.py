@@ -307,6 +307,11 @@ def count_constant_nodes(circuit: Circuit, pairs: Pairs) -> int:
 
 def _notes(circuit: Circuit, report: Report) -> list[str]:
     notes = []
+    if not circuit.task["hash"]:
+        notes.append(
+            "imported: it does not say which prompts it was cut on, some may be among these; scale and shift were "
+            "fitted on select here"
+        )
     if circuit.calibration.scale > FLAGGED_SCALE:
         notes.append(
             f"the calibration's scale is {circuit.calibration.scale:.1f}: small differences are promoted to answers"

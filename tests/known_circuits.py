@@ -60,15 +60,20 @@ def answers_from(model: Transformer, channel: int, strength: float = 2.0) -> Non
     model.unembedding.weight[Y, channel] = -strength
 
 
-def bystanders(model: Transformer, seed: int, *, layer: int = 0, channel: int = 12, width: int = 4) -> None:
-    """Let the last neurons look at fillers and write into channels that nothing reads."""
+def bystanders(
+    model: Transformer, seed: int, *, layer: int = 0, channel: int = 12, width: int = 4, size: float = 1.0
+) -> None:
+    """Let the last neurons look at fillers and write into channels that nothing reads; `size` scales what they write.
+
+    What they write counts in the norms of the layers above.
+    """
     generator = torch.Generator().manual_seed(seed)
     linears = model.linears()
     n_neuron = linears[f"{layer}.mlp.fc_in"].weight.shape[0]
     for neuron in range(n_neuron // 2, n_neuron):
         linears[f"{layer}.mlp.fc_in"].weight[neuron, 1] = torch.randn((), generator=generator)
         target = channel + int(torch.randint(width, (), generator=generator))
-        linears[f"{layer}.mlp.fc_out"].weight[target, neuron] = 0.3 * torch.randn((), generator=generator)
+        linears[f"{layer}.mlp.fc_out"].weight[target, neuron] = 0.3 * size * torch.randn((), generator=generator)
 
 
 def marked_task(seed: int, *, n_pair: int = 48, longest: int = 6) -> Task:
@@ -184,7 +189,7 @@ def depth_counter(seed: int) -> tuple[Transformer, list[str], Task]:
     model.blocks[1].attn.sink.fill_(52.0)
     answers_from(model, 9, 4.0)
     model.logit_bias[Y] = 10.0
-    bystanders(model, seed)
+    bystanders(model, seed, size=0.25)
     bystanders(model, seed + 1, layer=1)
     nodes = ["0.attn.act_in:0", "0.attn.v:0", "0.attn.resid_delta:8", "1.attn.act_in:8", "1.attn.q:0", "1.attn.k:0"]
     return model, [*nodes, "1.attn.v:0", "1.attn.resid_delta:9"], nested_task(seed)

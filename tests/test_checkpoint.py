@@ -123,7 +123,11 @@ def test_columns_are_as_wide_as_they_must_be() -> None:
         ({"w.offsets": np.array([1, 1, 1, 3], dtype=np.uint32)}, "don't make a matrix"),
         ({"w.offsets": np.array([0, 1, 1, 2], dtype=np.uint32)}, "don't make a matrix"),
         ({"w.columns": np.array([1, 0, 3], dtype=np.uint8)}, "don't make a matrix"),
+        ({"w.columns": np.array([1, 0, -1], dtype=np.int8)}, "don't make a matrix"),
+        ({"w.columns": np.array([1, 0, 2], dtype=np.float32)}, "don't make a matrix"),
         ({"w.values": np.array([5, 7], dtype=np.float32)}, "don't make a matrix"),
+        ({"w.values": np.array(5, dtype=np.float32)}, "don't make a matrix"),
+        ({"w.offsets": np.array([[0, 1], [1, 3]], dtype=np.uint32)}, "don't make a matrix"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:

@@ -165,11 +165,13 @@ def check_packed(arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...
     except KeyError as error:
         raise FormatError(f"{where}: has no tensor {error.args[0]}") from None
     is_whole = (
-        len(offsets) == shape[0] + 1
+        values.ndim == columns.ndim == offsets.ndim == 1
+        and {columns.dtype.kind, offsets.dtype.kind} <= {"i", "u"}
+        and len(offsets) == shape[0] + 1
         and int(offsets[0]) == 0
         and len(values) == len(columns) == int(offsets[-1])
         and bool((np.diff(offsets.astype(np.int64)) >= 0).all())
-        and (len(columns) == 0 or int(columns.max()) < shape[1])
+        and (len(columns) == 0 or (int(columns.min()) >= 0 and int(columns.max()) < shape[1]))
     )
     if not is_whole:
         raise FormatError(f"{where}: the parts of {name} don't make a matrix of shape {shape}")

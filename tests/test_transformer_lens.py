@@ -156,7 +156,7 @@ def test_what_would_be_wrong_is_refused(bridge):
         bridge.process_weights()
     with pytest.raises(RuntimeError, match="W_O"):
         cache.stack_head_results()
-    with pytest.raises(NotImplementedError, match="start_at_layer"):
+    with pytest.raises(ConfigError, match="start_at_layer"):
         bridge(cache["blocks.1.hook_resid_pre"], start_at_layer=1)
     with pytest.raises(KeyError, match="hook_pattern"):
         bridge.run_with_hooks(TOKENS, fwd_hooks=[("blocks.0.attn.hook_pattern", lambda x, hook: x)])

@@ -178,9 +178,7 @@ class _Block(_Part):
     @_start_at_layer_idx.setter
     def _start_at_layer_idx(self, layer: int | None) -> None:
         if layer is not None:
-            raise NotImplementedError(
-                "start_at_layer is not supported; `Transformer.run(x, start=2 * layer)` does that"
-            )
+            raise ConfigError("start_at_layer is not supported; `Transformer.run(x, start=2 * layer)` does that")
 
 
 def _stream_is_a_sum(config: ModelConfig) -> bool:

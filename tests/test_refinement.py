@@ -177,6 +177,43 @@ def test_a_node_that_goes_takes_its_edges_along_uncut():
     assert not evaluator.removable(left)[len(keep) :].any()
 
 
+def test_what_a_weak_edge_does_is_estimated_to_first_order():
+    model, pairs = random_model(), random_pairs(40)
+    generator = torch.Generator().manual_seed(3)
+    n_node = NodeSpace.of(model.config).n_node
+    keep = torch.rand(n_node, generator=generator) < 0.8
+    space = EdgeSpace.of(edges_between(model, keep))
+    weak = torch.randperm(space.n_edge, generator=generator)[:12]
+    with torch.no_grad():
+        for name, part in space.slices():
+            for edge in weak[(weak >= part.start) & (weak < part.stop)] - part.start:
+                model.linears()[name].weight[tuple(space.ends[name][edge])] *= 0.03
+    evaluator = Evaluator(
+        model=model, pairs=pairs, values=torch.randn(n_node, generator=generator), may_shift=True, edges=space
+    )
+    keep = torch.cat((keep, torch.ones(space.n_edge, dtype=torch.bool)))
+    losses = evaluator.losses(evaluator.without_each(keep, n_node + weak), base=keep)
+    found = evaluator.estimated_effects(keep).mean(0)
+    torch.testing.assert_close(found[n_node + weak], losses - evaluator.losses(keep[None]), rtol=0.1, atol=3e-6)
+    assert not found[~evaluator.removable(keep)].any()
+
+
+@pytest.mark.parametrize("removes", ["nodes", "edges"])
+def test_many_items_ranked_to_first_order_end_at_the_known_circuit(monkeypatch, removes):
+    monkeypatch.setattr("sparse_circuits.refinement.N_MEASURED", 2)
+    model, task = hand_built_model(), hand_built_task()
+    evaluator = evaluator_of(model, task)
+    if removes == "nodes":
+        refined = refine(goal_of(evaluator), torch.ones(evaluator.n_node, dtype=torch.bool))
+    else:
+        with torch.no_grad():  # every channel that attention reads reaches the value that carries the mark
+            model.linears()["0.attn.qkv"].weight[8 + 0, :4] += torch.tensor([0.0, 0.3, 0.2, 0.1])
+        keep = kept_nodes(model, [*NODES, "0.attn.act_in:1", "0.attn.act_in:2", "0.attn.act_in:3"])
+        refined = refine(goal_of(evaluator, max_auroc=1.0), keep)
+    assert NodeSpace.of(model.config).names(refined.keep) == NODES
+    assert refined.n_edge == 2
+
+
 def test_the_best_ranked_nodes_are_kept_with_ties_to_the_lower_index():
     keep = keep_top(torch.tensor([0.1, 0.5, 0.5, -1.0]), torch.tensor([1, 2, 3]))
     assert keep.tolist() == [[False, True, False, False], [False, True, True, False], [True, True, True, False]]

@@ -12,12 +12,19 @@ from sparse_circuits.candidates import Evaluator
 from sparse_circuits.edges import EdgeSpace, edges_between
 from sparse_circuits.scoring import paired_auroc
 
-GROUP_SIZES = (128, 96, 64, 48, 36, 27, 20, 15, 11, 8, 6, 4, 3, 2, 1)
+GROUP_SIZES = (1024, 512, 256, 128, 96, 64, 48, 36, 27, 20, 15, 11, 8, 6, 4, 3, 2, 1)
 """How many items elimination tries to remove together."""
+
+N_MEASURED = 128
+"""Items that are left out in turn, those that matter least to first order; all others wait."""
 
 HOPELESS = 0.05
 """Items whose removal, by what it does on a part of the split, would end this share of the target above it are not
 judged on the whole."""
+
+N_ERROR = 3.0
+"""Nor those that end this many standard errors of their effect above it: in a large circuit most items do little, but
+surely something."""
 
 SHUFFLE = 1.0
 """Noise on the ranking of removals in all orders but the first, in standard deviations of what is ranked."""
@@ -221,10 +228,10 @@ def eliminate(
 ) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]]]:
     """Remove items in groups.
 
-    Every item is left out in turn, on a part of the split, and items are ranked by how near that comes to the limits
-    of loss and AUROC. The largest group of the least missed that can go together goes, judged on the whole split, then
-    the next along the same ranking; where no group can go, items are ranked anew. It ends when no group of a new
-    ranking can go.
+    Items are left out in turn, on a part of the split, and ranked by how near that comes to the limits of loss and
+    AUROC; where there are many, by first order. The largest group of the least missed that can
+    go together goes, judged on the whole split, then the next along the same ranking; where no group can go, items are
+    ranked anew. It ends when no group of a new ranking can go.
 
     Args:
         goal: What must be reached.
@@ -239,13 +246,14 @@ def eliminate(
     rounds: list[dict[str, Any]] = []
     generator = torch.Generator().manual_seed(order) if order else None
     while True:
-        loose = _loose_items(goal.on_part_of(keep), keep, among, generator)
         n_before = len(rounds)
-        while (found := _largest_that_can_go(goal, keep, loose)) is not None:
-            n_gone, loss = found
-            keep, gone, loose = goal.evaluator.without(keep, loose[:n_gone]), loose[:n_gone], loose[n_gone:]
-            rounds.append(_record(goal, keep, gone, loss))
-            on_round(rounds[-1])
+        for loose in _rankings(goal.on_part_of(keep), keep, among, generator):
+            loose = loose[keep[loose]]
+            while (found := _largest_that_can_go(goal, keep, loose)) is not None:
+                n_gone, loss = found
+                keep, gone, loose = goal.evaluator.without(keep, loose[:n_gone]), loose[:n_gone], loose[n_gone:]
+                rounds.append(_record(goal, keep, gone, loss))
+                on_round(rounds[-1])
         if len(rounds) == n_before:
             return keep, rounds
 
@@ -253,9 +261,11 @@ def eliminate(
 def eliminate_alone(
     goal: Goal, keep: Bool[Tensor, " item"], *, on_round: Callable[[dict[str, Any]], None] = lambda _: None
 ) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]], dict[str, float]]:
-    """Remove items one by one, judged on the whole split, until a pass over all of them removes none.
+    """Remove items that can go alone, judged on the whole split, until a pass over all of them finds none.
 
-    Items whose effect on a part of the split shows that they can't go are not judged on the whole; see `HOPELESS`.
+    Items are tried in parts, first those that matter least to first order. Of those in a part that can go alone as many
+    go as can go together, and then all are ranked anew. Items whose effect on a part of the split shows that they can't
+    go are not judged on the whole; see `HOPELESS` and `N_ERROR`.
 
     Args:
         goal: What must be reached.
@@ -270,40 +280,94 @@ def eliminate_alone(
     while True:
         part = goal.on_part_of(keep)
         items = evaluator.removable(keep).nonzero().flatten()
-        losses = part.evaluator.losses(evaluator.without_each(keep, items), base=keep)
-        likely = items[goal.removable(keep)[items] & (losses <= part.target_loss + HOPELESS * goal.target_loss)]
-        tried = evaluator.without_each(keep, likely) if len(likely) else keep[None][:0]
-        on_whole, passed = goal.judge(tried, base=keep) if len(likely) else (losses[:0], losses[:0] > 0)
-        n_before, judged_with = len(rounds), keep
-        for item, loss in zip(likely[passed], on_whole[passed], strict=True):
-            left = evaluator.without(keep, item[None])
-            if not left[: evaluator.n_node].any():
-                continue
-            if keep is not judged_with:
-                loss, still = goal.judge(left[None], base=keep)
-                if not still:
-                    continue
-            keep = left
-            rounds.append(_record(goal, keep, item[None], float(loss)))
-            on_round(rounds[-1])
+        if len(items) > N_MEASURED:
+            items = items[part.evaluator.estimated_effects(keep)[:, items].abs().mean(0).argsort(stable=True)]
+        losses = torch.full((len(keep),), torch.nan)
+        n_before = len(rounds)
+        for some in items.split(N_MEASURED):
+            losses[some], likely = _likely_to_go(goal, part, keep, some)
+            found = _most_that_can_go(goal, keep, likely)
+            if found is not None:
+                gone, loss = found
+                keep = evaluator.without(keep, gone)
+                rounds.append(_record(goal, keep, gone, loss))
+                on_round(rounds[-1])
+                break
         if len(rounds) == n_before:
-            names = evaluator.names(evaluator.removable(keep))
-            return keep, rounds, dict(zip(names, losses.tolist(), strict=True))
+            left = evaluator.removable(keep)
+            return keep, rounds, dict(zip(evaluator.names(left), losses[left].tolist(), strict=True))
 
 
-def _loose_items(part: Goal, keep: Tensor, among: Tensor, generator: torch.Generator | None) -> Int[Tensor, " loose"]:
-    """Return the items that could each go alone on the part, the least missed first."""
+def _likely_to_go(
+    goal: Goal, part: Goal, keep: Tensor, items: Int[Tensor, " some"]
+) -> tuple[Float[Tensor, " some"], Int[Tensor, " likely"]]:
+    """Return the losses on the part without each item, and the items that may go by them."""
+    own = part.evaluator.pair_losses(keep[None])[0]
+    without = part.evaluator.pair_losses(part.evaluator.without_each(keep, items), base=keep)  # (some, pair)
+    losses = without.mean(1)
+    error = (without - own).std(1, correction=0) / len(own) ** 0.5
+    margin = (N_ERROR * error).clamp(max=HOPELESS * goal.target_loss)
+    return losses, items[goal.removable(keep)[items] & (losses <= part.target_loss + margin)]
+
+
+def _most_that_can_go(
+    goal: Goal, keep: Tensor, likely: Int[Tensor, " likely"]
+) -> tuple[Int[Tensor, " gone"], float] | None:
+    """Return as many items that can each go alone as can go together, and the loss then; None if none can go."""
+    if len(likely) == 0:
+        return None
+    evaluator = goal.evaluator
+    losses, passed = goal.judge(evaluator.without_each(keep, likely), base=keep)
+    order = losses[passed].argsort(stable=True)
+    likely, losses = likely[passed][order], losses[passed][order]
+    n = len(likely)
+    while n > 1:
+        left = evaluator.without(keep, likely[:n])
+        loss, still = goal.judge(left[None], base=keep)
+        if still and left[: evaluator.n_node].any():
+            return likely[:n], float(loss)
+        n //= 2
+    for item, loss in zip(likely, losses, strict=True):
+        if evaluator.without(keep, item[None])[: evaluator.n_node].any():
+            return item[None], float(loss)
+    return None
+
+
+def _rankings(
+    part: Goal, keep: Tensor, among: Tensor, generator: torch.Generator | None
+) -> list[Int[Tensor, " loose"]]:
+    """Return the items that could each go alone on the part, the least missed first; for many edges in two orders.
+
+    Of more than `N_MEASURED` nodes those that matter least to first order are measured, and the others wait. That many
+    edges do so little each that first order alone ranks them: once those first that lower the loss by going, which
+    makes room, and once those first that matter least to any prompt.
+    """
     items = (part.removable(keep) & among).nonzero().flatten()
+    if len(items) > N_MEASURED:
+        effects = part.evaluator.estimated_effects(keep)[:, items]
+        mean, magnitude = effects.mean(0), effects.abs().mean(0)
+        if int(items.min()) >= part.evaluator.n_node:
+            slack = part.target_loss - float(part.evaluator.losses(keep[None]))
+            return [_ranked(items, missed, mean <= slack, generator) for missed in (mean, magnitude)]
+        items = items[magnitude.argsort(stable=True)[:N_MEASURED]]
     if len(items) == 0:
-        return items
+        return [items]
     without = part.evaluator.without_each(keep, items)
     loss_share = part.evaluator.losses(without, base=keep) / part.target_loss
     auroc_share = torch.zeros_like(loss_share)
     likely = loss_share <= 1
-    if part.max_auroc < 1 and likely.any() and int(items[0]) < part.evaluator.n_node:
+    if part.max_auroc < 1 and likely.any() and int(items.min()) < part.evaluator.n_node:
         auroc_share[likely] = part.auroc(without[likely], base=keep) / part.max_auroc
-    is_loose = likely & (auroc_share <= 1)
-    missed = loss_share + auroc_share
+    return [_ranked(items, loss_share + auroc_share, likely & (auroc_share <= 1), generator)]
+
+
+def _ranked(
+    items: Int[Tensor, " item"],
+    missed: Float[Tensor, " item"],
+    is_loose: Bool[Tensor, " item"],
+    generator: torch.Generator | None,
+) -> Int[Tensor, " loose"]:
+    """Return the loose items from the least missed, the ranking shuffled a little by a generator if there is one."""
     if generator is not None:
         missed = missed + SHUFFLE * missed.std(correction=0) * torch.randn(len(missed), generator=generator)
     return items[is_loose][missed[is_loose].argsort(stable=True)]

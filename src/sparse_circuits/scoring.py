@@ -76,9 +76,16 @@ def match_loss(difference: Float[Tensor, "*run pair 2"], wanted: Float[Tensor, "
 
     Source: ours; the paper prunes to the labels.
     """
+    return match_losses(difference, wanted).mean(-1)
+
+
+def match_losses(
+    difference: Float[Tensor, "*run pair 2"], wanted: Float[Tensor, "pair 2"]
+) -> Float[Tensor, "*run pair"]:
+    """Return what each pair contributes to `match_loss`."""
     p = torch.sigmoid(wanted)
     entropy = F.softplus(wanted) - p * wanted
-    return (F.softplus(difference) - p * difference - entropy).mean((-1, -2))
+    return (F.softplus(difference) - p * difference - entropy).mean(-1)
 
 
 def r_squared(difference: Float[Tensor, "pair 2"], model: Float[Tensor, "pair 2"]) -> float:

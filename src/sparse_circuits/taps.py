@@ -87,8 +87,9 @@ class NodeMask(Gate):
 class EdgeCut:
     """Which weights of a linear map are edges; the others carry their source's ablated value."""
 
-    keep: Bool[Tensor, "*run target source"]
-    """True for an edge; with a run axis, one mask for each of the runs that stand one after the other in a batch."""
+    keep: Bool[Tensor, "*run target source"] | Float[Tensor, "*run target source"]
+    """True for an edge; with a run axis, one mask for each of the runs that stand one after the other in a batch. A
+    number from 0 to 1 mixes what the edge carries with what it would carry if cut."""
 
     ablated: Float[Tensor, " source"]
     """What a source is worth to the weights that are cut."""

@@ -53,9 +53,9 @@ class Goal:
     """Nodes that stay in the circuit whatever they do to its loss."""
 
     def removable(self, keep: Bool[Tensor, " item"]) -> Bool[Tensor, " item"]:
-        """Mark the items that a candidate may lose."""
-        may_go = self.evaluator.removable(keep)
-        may_go[: len(self.needed)] &= ~self.needed
+        """Mark the items that a candidate may lose; never its last node."""
+        may_go, n_node = self.evaluator.removable(keep), len(self.needed)
+        may_go[:n_node] &= ~self.needed & (keep[:n_node].sum() > 1)
         return may_go
 
     def judge(
@@ -301,35 +301,40 @@ def eliminate_alone(
 def _likely_to_go(
     goal: Goal, part: Goal, keep: Tensor, items: Int[Tensor, " some"]
 ) -> tuple[Float[Tensor, " some"], Int[Tensor, " likely"]]:
-    """Return the losses on the part without each item, and the items that may go by them."""
+    """Return the losses on the part without each item, and the items that may go by them, the least missed first."""
     own = part.evaluator.pair_losses(keep[None])[0]
     without = part.evaluator.pair_losses(part.evaluator.without_each(keep, items), base=keep)  # (some, pair)
     losses = without.mean(1)
     error = (without - own).std(1, correction=0) / len(own) ** 0.5
     margin = (N_ERROR * error).clamp(max=HOPELESS * goal.target_loss)
-    return losses, items[goal.removable(keep)[items] & (losses <= part.target_loss + margin)]
+    order = losses.argsort(stable=True)
+    return losses, items[order][(goal.removable(keep)[items] & (losses <= part.target_loss + margin))[order]]
 
 
 def _most_that_can_go(
     goal: Goal, keep: Tensor, likely: Int[Tensor, " likely"]
 ) -> tuple[Int[Tensor, " gone"], float] | None:
-    """Return as many items that can each go alone as can go together, and the loss then; None if none can go."""
-    if len(likely) == 0:
-        return None
-    evaluator = goal.evaluator
-    losses, passed = goal.judge(evaluator.without_each(keep, likely), base=keep)
-    order = losses[passed].argsort(stable=True)
-    likely, losses = likely[passed][order], losses[passed][order]
-    n = len(likely)
-    while n > 1:
-        left = evaluator.without(keep, likely[:n])
-        loss, still = goal.judge(left[None], base=keep)
-        if still and left[: evaluator.n_node].any():
-            return likely[:n], float(loss)
-        n //= 2
-    for item, loss in zip(likely, losses, strict=True):
-        if evaluator.without(keep, item[None])[: evaluator.n_node].any():
-            return item[None], float(loss)
+    """Return items that can go together, and the loss then: many of the first, or else of those that can go alone.
+
+    None says that none can go alone.
+    """
+    found = _first_that_can_go(goal, keep, likely)
+    if found is None and len(likely):
+        losses, passed = goal.judge(goal.evaluator.without_each(keep, likely), base=keep)
+        found = _first_that_can_go(goal, keep, likely[passed][losses[passed].argsort(stable=True)])
+    return found
+
+
+def _first_that_can_go(
+    goal: Goal, keep: Tensor, items: Int[Tensor, " item"]
+) -> tuple[Int[Tensor, " gone"], float] | None:
+    """Return all items, or the first half, quarter and so on, that can go together; None if not even the first can."""
+    while len(items):
+        left = goal.evaluator.without(keep, items)
+        loss, passed = goal.judge(left[None], base=keep)
+        if passed and left[: goal.evaluator.n_node].any():
+            return items, float(loss)
+        items = items[: len(items) // 2]
     return None
 
 

@@ -263,9 +263,9 @@ def eliminate_alone(
 ) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]], dict[str, float]]:
     """Remove items that can go alone, judged on the whole split, until a pass over all of them finds none.
 
-    Items are tried in parts, first those that matter least to first order. Of those in a part that can go alone as many
-    go as can go together, and then all are ranked anew. Items whose effect on a part of the split shows that they can't
-    go are not judged on the whole; see `HOPELESS` and `N_ERROR`.
+    Items are tried in parts, first those that matter least to first order. Of a part all go that can, in groups; then
+    all are ranked anew. Items whose effect on a part of the split shows that they can't go are not judged on the whole;
+    see `HOPELESS` and `N_ERROR`.
 
     Args:
         goal: What must be reached.
@@ -286,7 +286,7 @@ def eliminate_alone(
         n_before = len(rounds)
         for some in items.split(N_MEASURED):
             losses[some], likely = _likely_to_go(goal, part, keep, some)
-            found = _most_that_can_go(goal, keep, likely)
+            found = _those_that_can_go(goal, keep, likely)
             if found is not None:
                 gone, loss = found
                 keep = evaluator.without(keep, gone)
@@ -311,31 +311,29 @@ def _likely_to_go(
     return losses, items[order][(goal.removable(keep)[items] & (losses <= part.target_loss + margin))[order]]
 
 
-def _most_that_can_go(
-    goal: Goal, keep: Tensor, likely: Int[Tensor, " likely"]
-) -> tuple[Int[Tensor, " gone"], float] | None:
-    """Return items that can go together, and the loss then: many of the first, or else of those that can go alone.
-
-    None says that none can go alone.
-    """
-    found = _first_that_can_go(goal, keep, likely)
-    if found is None and len(likely):
-        losses, passed = goal.judge(goal.evaluator.without_each(keep, likely), base=keep)
-        found = _first_that_can_go(goal, keep, likely[passed][losses[passed].argsort(stable=True)])
-    return found
-
-
-def _first_that_can_go(
+def _those_that_can_go(
     goal: Goal, keep: Tensor, items: Int[Tensor, " item"]
 ) -> tuple[Int[Tensor, " gone"], float] | None:
-    """Return all items, or the first half, quarter and so on, that can go together; None if not even the first can."""
-    while len(items):
-        left = goal.evaluator.without(keep, items)
-        loss, passed = goal.judge(left[None], base=keep)
-        if passed and left[: goal.evaluator.n_node].any():
-            return items, float(loss)
-        items = items[: len(items) // 2]
-    return None
+    """Return items that can go together, and the loss then; None if not one of them can go alone.
+
+    All are tried at once; if they can't go, each quarter of them in the same way, without those before that went.
+    """
+    if len(items) == 0:
+        return None
+    left = goal.evaluator.without(keep, items)
+    loss, passed = goal.judge(left[None], base=keep)
+    if passed and left[: goal.evaluator.n_node].any():
+        return items, float(loss)
+    if len(items) == 1:
+        return None
+    gone, last = [], 0.0
+    for quarter in items.split(-(-len(items) // 4)):
+        quarter = quarter[goal.removable(keep)[quarter]]  # a node that went took its edges along
+        found = _those_that_can_go(goal, keep, quarter)
+        if found is not None:
+            keep, last = goal.evaluator.without(keep, found[0]), found[1]
+            gone.append(found[0])
+    return (torch.cat(gone), last) if gone else None
 
 
 def _rankings(

@@ -316,16 +316,18 @@ def _those_that_can_go(
 ) -> tuple[Int[Tensor, " gone"], float] | None:
     """Return items that can go together, and the loss then; None if not one of them can go alone.
 
-    All are tried at once; if they can't go, each quarter of them in the same way, without those before that went.
+    All are tried at once, on a part of the split and then on the whole; if they can't go, each quarter of them in the
+    same way, without those before that went.
     """
     if len(items) == 0:
         return None
     left = goal.evaluator.without(keep, items)
-    loss, passed = goal.judge(left[None], base=keep)
-    if passed and left[: goal.evaluator.n_node].any():
-        return items, float(loss)
-    if len(items) == 1:
-        return None
+    if len(items) == 1 or goal.on_part_of(keep).judge(left[None], base=keep)[1]:
+        loss, passed = goal.judge(left[None], base=keep)
+        if passed and left[: goal.evaluator.n_node].any():
+            return items, float(loss)
+        if len(items) == 1:
+            return None
     gone, last = [], 0.0
     for quarter in items.split(-(-len(items) // 4)):
         quarter = quarter[goal.removable(keep)[quarter]]  # a node that went took its edges along

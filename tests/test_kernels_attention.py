@@ -111,11 +111,36 @@ def test_no_gradient_looks_ahead_either():
         assert found[:, :, LONG_ENOUGH:].count_nonzero() == 0
 
 
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 70), st.integers(1, 40), st.booleans())
+@settings(max_examples=60, deadline=None)
+@torch.no_grad()
+def test_the_last_queries_behind_a_cache_are_the_references(batch, head, n_query, n_before, d, has_sink):
+    q, k, v, _, sink = drawn((batch, head, n_before + n_query, d), seed=d)
+    sink = sink if has_sink else None
+    assert cpu_attention.can_sink_attention(q[:, :, n_before:], k, v)
+    found = cpu_attention.sink_attention(q[:, :, n_before:], k, v, sink)
+    expected = reference.sink_attention(q[:, :, n_before:].double(), k.double(), v.double(), sink)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6 * max(1.0, float(v.abs().max())))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3e38])
+@pytest.mark.parametrize("where", range(3))
+@torch.no_grad()
+def test_behind_a_cache_bad_values_show_as_in_the_reference(bad, where):
+    given = list(drawn((1, 2, 12, 16))[:3])
+    given[where][0, 1, 11, 3] = bad
+    q, k, v = given
+    found = kernels.sink_attention(q[:, :, -1:], k, v, None)
+    torch.testing.assert_close(found, reference.sink_attention(q[:, :, -1:], k, v, None), equal_nan=True)
+
+
 def test_what_it_is_for_goes_through_it_and_the_rest_does_not():
     q, k, v, _, _ = drawn((1, 1, LONG_ENOUGH, 16))
     assert cpu_attention.can_sink_attention(q, k, v)
     assert not cpu_attention.can_sink_attention(q.double(), k.double(), v.double())
-    assert not cpu_attention.can_sink_attention(q[:, :, -1:], k, v)  # generation behind a cache
+    assert not cpu_attention.can_sink_attention(q[:, :, -1:], k, v)
+    with torch.no_grad():  # generation behind a cache
+        assert cpu_attention.can_sink_attention(q[:, :, -1:], k, v)
     for size in ((1, 1, LONG_ENOUGH - 1, 16), (1, 1, LONG_ENOUGH, cpu_attention.MAX_WIDTH + 1)):
         assert not cpu_attention.can_sink_attention(*drawn(size)[:3])
 

@@ -86,6 +86,28 @@ def test_a_weight_that_is_not_stored_multiplies_nothing(bad):
         torch.testing.assert_close(out[:, 1], torch.full((40,), 0.5 * bad), equal_nan=True)
 
 
+@given(st.integers(1, 60), st.integers(1, 300), st.integers(1, 300), st.sampled_from([0.0, 0.01, 0.3]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_without_gradients_zeros_of_vectors_are_skipped_too(n_vector, n_source, n_target, density, has_bias):
+    weight = sparse(n_target, n_source, density, seed=n_vector)
+    x, bias = sparse(n_vector, n_source, 0.25), torch.randn(n_target) if has_bias else None
+    with torch.no_grad():
+        found = kernels.packed_linear(x, kernels.pack(weight), bias)
+    torch.testing.assert_close(found, F.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@torch.no_grad()
+def test_without_gradients_a_weight_that_is_not_finite_meets_zeros_and_a_missing_one_nothing(bad):
+    weight = kernels.pack(torch.tensor([[bad, 0.0], [0.0, 2.0]]))
+    for x in (torch.tensor([[0.0, 1.0]]), torch.tensor([[bad, 1.0]]), torch.tensor([[1.0, bad]])):
+        expected = reference.packed_linear(x, weight, None, None)
+        torch.testing.assert_close(kernels.packed_linear(x, weight), expected, equal_nan=True)
+        finite = kernels.pack(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+        expected = reference.packed_linear(x, finite, None, None)
+        torch.testing.assert_close(kernels.packed_linear(x, finite), expected, equal_nan=True)
+
+
 def test_vectors_of_another_width_are_refused():
     with pytest.raises(ValueError, match="width 3 don't fit a weight of 2 sources"):
         kernels.packed_linear(torch.ones(1, 3), kernels.pack(torch.ones(2, 2)))

@@ -281,7 +281,8 @@ class Transformer(Hooked, nn.Module):
             if cache is None or tokens.shape[1] > self.config.n_ctx:
                 cache, n_cached = [LayerCache() for _ in self.blocks], 0
             new = context[:, n_cached:]
-            logits = self.unembed(self.run(self.embed(new, offset=n_cached), cache=cache), new)[:, -1]
+            x = self.run(self.embed(new, offset=n_cached), cache=cache)
+            logits = self.unembed(x[:, -1:], new[:, -1:])[:, -1]
             n_cached = context.shape[1]
             if generator is None:
                 chosen = logits.argmax(-1, keepdim=True)

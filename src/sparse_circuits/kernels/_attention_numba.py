@@ -14,7 +14,7 @@ from numba import float32, int64, prange, types, void
 from sparse_circuits.kernels._cpu_numba import set_threads
 from sparse_circuits.kernels._vectors_numba import LANES, N_ROW, add_tile, copy_vector, exp2, largest, set_tile
 
-__all__ = ["backward", "forward", "set_threads"]
+__all__ = ["backward", "forward", "forward_last", "set_threads"]
 
 HEADS_AT_ONCE = 4
 """Heads that one thread takes at a time."""
@@ -145,6 +145,48 @@ def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, log_sum):
                 for r in range(n_query):
                     at = ((b * n_pos + first + r) * n_head + h) * d
                     _copy(mixed, r * width, 0, 1, d, shrink[r], out, at, 0)
+
+
+@numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
+def _dot(one, other):
+    """Return the product of two vectors."""
+    total = ZERO
+    for i in range(one.size):
+        total += one[i] * other[i]
+    return total
+
+
+@numba.njit(
+    void(float32[:, :, ::1], _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, int64, int64, float32[:, :, ::1]), cache=True
+)
+def forward_last(q, k, k_steps, v, v_steps, sink, n_pos, d, out):
+    """Fill `out` (batch, query, head · d) for the queries of the last few of `n_pos` positions.
+
+    Keys and values are gone through position by position, as a cache has them; their steps are as in `forward`.
+    """
+    n_batch, n_query, width = q.shape
+    n_head = width // d
+    score = np.empty((n_head, n_pos), np.float32)
+    for b in range(n_batch):
+        for i in range(n_query):
+            n_key, query, mixed = n_pos - n_query + i + 1, q[b, i], out[b, i]
+            for j in range(n_key):
+                for h in range(n_head):
+                    at = _start(k_steps, b, h) + j * k_steps[2]
+                    score[h, j] = _dot(query[h * d : h * d + d], k[at : at + d]) * _query_scale(d)
+            for h in range(n_head):
+                row, slot = score[h, :n_key], sink[h] * LOG2_E
+                highest = max(row.max(), slot)
+                shrink = ONE / (_sum_of_powers(row, highest) + exp2(slot - highest))
+                for j in range(n_key):
+                    row[j] *= shrink
+            mixed[:] = ZERO
+            for j in range(n_key):
+                for h in range(n_head):
+                    at = _start(v_steps, b, h) + j * v_steps[2]
+                    share, value, into = score[h, j], v[at : at + d], mixed[h * d : h * d + d]
+                    for c in range(d):
+                        into[c] += share * value[c]
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})

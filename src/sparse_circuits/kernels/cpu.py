@@ -19,6 +19,9 @@ _MIN_PARALLEL = 1 << 15
 _N_FEW = 16
 """So many vectors or fewer go through a packed weight one after the other."""
 
+_N_A_LINE = 4
+"""So few nonzeros a row and column, and many vectors do too: laying 64 side by side would cost more than it saves."""
+
 
 def can_abs_topk(x: Tensor) -> bool:
     """Say whether `abs_topk` and `top_k_mask` take this tensor."""
@@ -40,6 +43,8 @@ def _packed() -> Any:
 
 def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "*batch channel"]:
     """Keep the `n_keep` entries of largest magnitude in each vector; see `reference.abs_topk`."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _values_and_mask(x.detach().float(), n_keep)[0].to(x.dtype)
     return _AbsTopK.apply(x, n_keep)  # pyright: ignore[reportReturnType]
 
 
@@ -203,6 +208,8 @@ def packed_linear(
     dense: Float[Tensor, "target source"] | None,
 ) -> Float[Tensor, "*batch target"]:
     """Map vectors by a packed weight; see `reference.packed_linear`."""
+    if not torch.is_grad_enabled():
+        return _map(x, weight, bias, turns=dense is None)
     return _PackedLinear.apply(x, weight, bias, dense)  # pyright: ignore[reportReturnType]
 
 
@@ -223,12 +230,16 @@ class _PackedLinear(torch.autograd.Function):
         return grad_x, None, grad_bias, grad_dense
 
 
-def _map(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+def _map(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, turns: bool = False) -> Tensor:
+    """Map vectors; `turns` where the weight lives on, so that it pays to turn it over once."""
     rows = x.detach().contiguous().view(-1, weight.shape[1])
     out = torch.empty(len(rows), weight.shape[0])
     start = torch.zeros(weight.shape[0]) if bias is None else bias.detach().contiguous()
     arguments = (rows.numpy(), *weight.arrays, start.numpy(), out.numpy())
-    if len(rows) <= _N_FEW:
+    is_few = len(rows) <= _N_FEW or len(weight.values) <= _N_A_LINE * sum(weight.shape)
+    if turns and is_few and weight.turned is not None:
+        _packed().packed_linear_columns(rows.numpy(), *weight.turned.arrays, start.numpy(), out.numpy())
+    elif len(rows) <= _N_FEW:
         _packed().packed_linear_few(*arguments)
     else:
         _topk().set_threads(torch.get_num_threads())

@@ -14,6 +14,9 @@ MIN_POS, MAX_POS = 48, 2048
 """Positions between which these loops are the faster ones; torch's fused attention is below, and further above not
 compared."""
 
+MAX_LAST = 4
+"""Queries behind a cache up to which they go through its keys one after the other."""
+
 MAX_WIDTH = 64
 """Entries of a head up to which they are: the widest that was compared."""
 
@@ -22,10 +25,10 @@ def can_sink_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Say whether `sink_attention` takes these tensors."""
     return (
         all(x.device.type == "cpu" and x.dtype is torch.float32 for x in (q, k, v))
-        and q.shape == k.shape == v.shape
+        and k.shape == v.shape
         and q.numel() > 0
         and q.shape[-1] <= MAX_WIDTH
-        and MIN_POS <= q.shape[-2] <= MAX_POS
+        and (_is_last(q, k) or (q.shape == k.shape and MIN_POS <= q.shape[-2] <= MAX_POS))
         and not torch.compiler.is_compiling()
         and loops("_attention_numba") is not None
     )
@@ -42,8 +45,26 @@ def sink_attention(
     Whatever is not finite makes its own query's output not finite, and the reference is asked what else it reaches.
     """
     sink = q.new_full((q.shape[1],), -torch.inf) if sink is None else sink
+    if _is_last(q, k):
+        out = _attend_last(q, k, v, sink)
+        return out if bool(out.sum().isfinite()) else reference.sink_attention(q, k, v, sink)
     out: Tensor = _NarrowAttention.apply(q, k, v, sink)  # pyright: ignore[reportAssignmentType]
     return out if bool(out.detach().sum().isfinite()) else reference.sink_attention(q, k, v, sink)
+
+
+def _is_last(q: Tensor, k: Tensor) -> bool:
+    """Say whether these are a few queries behind a cache, and no gradient is asked for."""
+    return q.shape[-2] < k.shape[-2] and q.shape[-2] <= MAX_LAST and not torch.is_grad_enabled()
+
+
+def _attend_last(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Float[Tensor, "batch head query d_head"]:
+    k, v = _in_heads(k), _in_heads(v)
+    queries = q.detach().transpose(1, 2).contiguous()  # (batch, query, head, d_head)
+    out, logit = torch.empty_like(queries), sink.detach().to(torch.float32).contiguous()
+    shape, memory = (k.shape[-2], q.shape[-1]), (*_memory(k), *_memory(v))
+    compiled: Any = loops("_attention_numba")
+    compiled.forward_last(queries.flatten(2).numpy(), *memory, logit.numpy(), *shape, out.flatten(2).numpy())
+    return out.transpose(1, 2)
 
 
 class _NarrowAttention(torch.autograd.Function):

@@ -30,6 +30,14 @@ class PackedWeight:
         """Values, columns and offsets as NumPy arrays that share their memory; on the CPU."""
         return self.values.numpy(), self.columns.numpy(), self.offsets.numpy()
 
+    @functools.cached_property
+    def turned(self) -> "PackedWeight | None":
+        """The matrix (source, target), to be read column by column; None if a value is not finite.
+
+        Only of finite values may one be left out that is multiplied with zero.
+        """
+        return transposed(self) if bool(self.values.isfinite().all()) else None
+
     def indices(self) -> Int[Tensor, " nonzero"]:
         """Return the target of each nonzero, int64."""
         counts = self.offsets.diff()

@@ -53,7 +53,7 @@ class Linear(nn.Linear):
     def product(self, x: Float[Tensor, "batch pos source"], bias: Tensor | None) -> Float[Tensor, "batch pos target"]:
         """Map `x` by the whole weight, and add a bias."""
         if self.packed is None:
-            return F.linear(x, self.weight, bias)
+            return kernels.linear(x, self.weight, bias)
         return kernels.packed_linear(x, self.packed, bias, dense=self.weight)
 
     def rows(self, chosen: Int[Tensor, "batch answer"]) -> Float[Tensor, "batch answer source"]:

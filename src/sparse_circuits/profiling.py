@@ -18,7 +18,7 @@ from sparse_circuits.tables import aligned
 from sparse_circuits.training import check_settings, initial_model, loss_and_gradients
 
 PARTS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear", "_Linear"),
     "products with packed weights": ("_PackedLinear", "_PackedLinearBackward"),
     "AbsTopK": ("_AbsTopK", "_AbsTopKBackward"),
     "attention": (

@@ -13,7 +13,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.kernels import cpu, cpu_around, cpu_attention, cpu_gate, cuda, reference
+from sparse_circuits.kernels import cpu, cpu_around, cpu_attention, cpu_gate, cpu_products, cuda, reference
 from sparse_circuits.kernels import packed as _packed
 from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
@@ -54,6 +54,14 @@ def gated_topk(
     _check_runs(x, gate)
     version = cpu_gate if not _forced_reference and cpu_gate.can_gated_topk(x, gate, value) else reference
     return version.gated_topk(x, gate, value, n_keep)
+
+
+def linear(
+    x: Float[Tensor, "*batch source"], weight: Float[Tensor, "target source"], bias: Float[Tensor, " target"] | None
+) -> Float[Tensor, "*batch target"]:
+    """Map vectors by a whole weight; see `reference.linear`."""
+    version = cpu_products if not _forced_reference and cpu_products.can_linear(x, weight, bias) else reference
+    return version.linear(x, weight, bias)
 
 
 def linear_around(

@@ -65,6 +65,13 @@ def gated_topk(
     return (gate * runs + (1 - gate) * value).flatten(0, 1)
 
 
+def linear(
+    x: Float[Tensor, "*batch source"], weight: Float[Tensor, "target source"], bias: Float[Tensor, " target"] | None
+) -> Float[Tensor, "*batch target"]:
+    """Map vectors by a whole weight: x @ weight.T + bias."""
+    return F.linear(x, weight, bias)
+
+
 def linear_around(
     x: Float[Tensor, "batch pos source"],
     weight: Float[Tensor, "target source"],

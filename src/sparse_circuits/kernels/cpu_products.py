@@ -1,0 +1,52 @@
+"""Dense products on a CPU by oneDNN, which torch brings but asks for half precision alone; MKL takes longer."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+MIN_PRODUCTS = 1 << 24
+"""Multiplications from which on the call costs less than it saves."""
+
+
+def can_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Say whether `linear` takes these tensors, and this torch has the operator."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        all(one.device.type == "cpu" and one.dtype is torch.float32 for one in tensors)
+        and x.numel() * weight.shape[0] >= MIN_PRODUCTS
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def linear(
+    x: Float[Tensor, "*batch source"], weight: Float[Tensor, "target source"], bias: Float[Tensor, " target"] | None
+) -> Float[Tensor, "*batch target"]:
+    """Map vectors by a whole weight; see `reference.linear`."""
+    if not torch.is_grad_enabled():
+        return product(x.detach(), weight.detach(), None if bias is None else bias.detach())
+    return _Linear.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return a @ b.T + bias."""
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (x, weight), grad = ctx.saved_tensors, grads[0].contiguous()
+        by_x = product(grad, weight.T) if ctx.needs_input_grad[0] else None
+        by_weight = F.linear(grad.flatten(0, -2).T, x.flatten(0, -2).T) if ctx.needs_input_grad[1] else None
+        by_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return by_x, by_weight, by_bias

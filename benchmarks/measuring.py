@@ -27,6 +27,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=5, help="times that each thing is measured, in turn")
     made.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: comparable beside other work")
     made.add_argument("--device", default="cpu", help="cpu or cuda")
+    made.add_argument("--results", type=Path, default=RESULTS, help="folder that the file of results goes to")
     return made
 
 
@@ -62,7 +63,7 @@ def told(seconds: float) -> str:
 
 
 def report(name: str, arguments: argparse.Namespace, rows: list[list[str]], results: Any, notes: list[str]) -> Path:
-    """Print the table, and write results, versions and hardware to `results/NAME-DATE-MACHINE.json`."""
+    """Print the table, and write results, versions and hardware to `NAME-DATE-MACHINE.json` in the results' folder."""
     print("\n".join(aligned(rows)))
     for note in notes:
         print(note)
@@ -82,8 +83,8 @@ def report(name: str, arguments: argparse.Namespace, rows: list[list[str]], resu
             "gpu": gpu,
         },
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{datetime.date.today()}-{machine}.json"
+    arguments.results.mkdir(exist_ok=True)
+    path = arguments.results / f"{name}-{datetime.date.today()}-{machine}.json"
     path.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path}")
     return path

@@ -44,15 +44,6 @@ def cases(arguments) -> dict[str, tuple[dict[str, Callable[[], object]], int]]:
         act = {"ours": lambda x=x: kernels.abs_topk(x, x.shape[-1] // 4)}
         act["torch.topk and scatter"] = lambda x=x: scattered(x, x.shape[-1] // 4)
         found[f"AbsTopK forward, {n_row} × {width}"] = (act, 9 * x.numel())
-    x, gain, grad = (torch.randn(*size, device=device) for size in ((2048, 256), (256,), (2048, 256)))
-    leaves = (x.requires_grad_(), gain.requires_grad_())
-    found["RMS norm forward and backward, 2048 × 256"] = (
-        {
-            "ours": lambda: torch.autograd.grad(kernels.rms_norm(*leaves), leaves, grad),
-            "plain operations": lambda: torch.autograd.grad(kernels.reference.rms_norm(*leaves), leaves, grad),
-        },
-        20 * x.numel(),
-    )
     weight = torch.randn(4096, 1024, device=device) * 0.02
     train = release(arguments.peer, "train") if arguments.peer else None
     for density in (0.9, 0.25, 1 / 64):

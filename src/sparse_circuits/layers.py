@@ -84,10 +84,9 @@ class Norm(nn.Module):
         """Scale each vector to unit mean square (LayerNorm: after centring), then by the gain."""
         if self.centres:
             x = x - x.mean(-1, keepdim=True)
-        if self.scale.is_idle and not self.centres:
-            x = kernels.rms_norm(x, self.weight)
-        else:
-            x = x * self.scale(kernels.rms_scale(x, 1e-5 if self.centres else None)) * self.weight
+        eps = 1e-5 if self.centres else torch.finfo(x.dtype).eps
+        scale = self.scale((x.square().mean(-1, keepdim=True) + eps).rsqrt())  # (batch, pos, 1)
+        x = x * scale * self.weight
         return x if self.bias is None else x + self.bias
 
 

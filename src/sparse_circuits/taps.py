@@ -30,11 +30,6 @@ class Tap(nn.Module):
         self.edits: tuple[Edit, ...] = ()
         self.readers: tuple[Callable[[Tensor], None], ...] = ()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing is edited or read here."""
-        return not self.edits and not self.readers
-
     def forward(self, x: Tensor, n_keep: int | None = None) -> Tensor:
         """Pass `x` on, thinned out by AbsTopK if `n_keep` is given, through the edits; readers see what flows on."""
         edits = self.edits

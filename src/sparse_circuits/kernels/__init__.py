@@ -13,7 +13,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.kernels import cpu, cpu_around, cpu_attention, cpu_gate, cpu_norm, cpu_products, cuda, reference
+from sparse_circuits.kernels import cpu, cpu_around, cpu_attention, cpu_gate, cpu_products, cuda, reference
 from sparse_circuits.kernels import packed as _packed
 from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
@@ -75,12 +75,6 @@ def linear_around(
     if not _forced_reference and cpu_around.can_linear_around(x, weight, bias):
         return cpu_around.linear_around(x, weight, bias, around)
     return reference.linear_around(x, weight, bias, around)
-
-
-def rms_norm(x: Float[Tensor, "*batch channel"], gain: Float[Tensor, " channel"]) -> Float[Tensor, "*batch channel"]:
-    """Scale vectors to unit mean square, then by a gain; see `reference.rms_norm`."""
-    version = cpu_norm if not _forced_reference and cpu_norm.can_rms_norm(x, gain) else reference
-    return version.rms_norm(x, gain)
 
 
 def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, "*batch channel"]:
@@ -185,4 +179,3 @@ def _check_runs(x: Tensor, of_runs: Tensor) -> None:
 
 attention_pattern = reference.attention_pattern
 softmax_with_sink = reference.softmax_with_sink
-rms_scale = reference.rms_scale

@@ -90,22 +90,6 @@ def linear_around(
     return F.linear(x, weight, bias)
 
 
-def rms_norm(x: Float[Tensor, "*batch channel"], gain: Float[Tensor, " channel"]) -> Float[Tensor, "*batch channel"]:
-    """Scale vectors to unit mean square, then by a gain: x · (mean of x² + eps)^(−1/2) · gain.
-
-    Args:
-        x: Vectors along the last axis; eps is their type's.
-        gain: One factor a channel.
-    """
-    return x * rms_scale(x) * gain
-
-
-def rms_scale(x: Float[Tensor, "*batch channel"], eps: float | None = None) -> Float[Tensor, "*batch 1"]:
-    """Return what each vector is multiplied with to have unit mean square; `eps` is its type's unless it is given."""
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return (x.square().mean(-1, keepdim=True) + eps).rsqrt()
-
-
 def attention_pattern(
     q: Float[Tensor, "batch head query d_head"],
     k: Float[Tensor, "batch head pos d_head"],

@@ -229,9 +229,9 @@ def eliminate(
     """Remove items in groups.
 
     Items are left out in turn, on a part of the split, and ranked by how near that comes to the limits of loss and
-    AUROC; where there are many, by first order. The largest group of the least missed that can
-    go together goes, judged on the whole split, then the next along the same ranking; where no group can go, items are
-    ranked anew. It ends when no group of a new ranking can go.
+    AUROC; where there are many, by first order. The largest group of the least missed that can go together goes, judged
+    on the whole split, then the next along the same ranking; where no group can go, items are ranked anew. It ends when
+    no group of a new ranking can go.
 
     Args:
         goal: What must be reached.

@@ -6,7 +6,7 @@ The published recipe (paper section 2.2, appendix A.2) minimises task loss + pri
 by their parameters, and bisects the number of nodes for the target; settings are drawn log-uniformly around its
 centres. Scale and shift are fitted at every size that the bisection tries, which its words allow and which helps
 it. Ours is `sc.prune` with its defaults, and once more for sufficiency alone, as the paper prunes. Neither cuts edges
-here, and all decide at the same loss on the same `select` (no margin); the losses on `test` stand beside. Writes
+here, and all decide at the same loss on the same pairs (no margin); the losses on `test` stand beside. Writes
 benchmarks/results/prune_recipe-DATE-MACHINE.json after every task.
 """
 
@@ -71,7 +71,7 @@ def bisected(pruning: Pruning, tau: torch.Tensor, target: float) -> torch.Tensor
 
 
 def test_loss(pruning: Pruning, keep: torch.Tensor) -> float:
-    """Return a circuit's loss on `test`, calibrated on `select`."""
+    """Return a circuit's loss on `test`, calibrated on the pairs that decide."""
     fitted = fit_calibrations(pruning.evaluator.differences(keep[None]), may_shift=pruning.evaluator.may_shift)
     on_test = dataclasses.replace(pruning.evaluator, pairs=pruning.task.split("test"))
     return float(task_loss(calibrated(on_test.differences(keep[None]), fitted)))

@@ -29,7 +29,7 @@ def test_pruning_with_task_means_finds_it_too():
 
 
 def test_an_unreachable_target_is_said_with_the_models_own_loss():
-    with pytest.raises(PruneError, match=r"the full model's calibrated loss on first_token \(select\) is 0\.0"):
+    with pytest.raises(PruneError, match=r"the full model's calibrated loss on first_token \(select and fit\) is 0\.0"):
         prune(hand_built_model(), hand_built_task(), QUICK, target_loss=1e-9)
 
 

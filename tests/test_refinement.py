@@ -68,7 +68,8 @@ def test_elimination_never_leaves_the_goal_and_only_removes():
     space = NodeSpace.of(model.config)
     goal = goal_of(evaluator_of(model, task))
     whole = torch.ones(space.n_node, dtype=torch.bool)
-    keep, rounds = eliminate(goal, whole, whole)
+    rounds = []
+    keep = eliminate(goal, whole, whole, on_round=lambda _, record: rounds.append(record))
     assert space.names(keep) == NODES
     assert all(record["loss"] <= 0.1 for record in rounds)
     assert [record["n_node"] for record in rounds] == sorted((r["n_node"] for r in rounds), reverse=True)
@@ -126,9 +127,27 @@ def test_an_edge_that_says_nothing_of_the_answer_is_cut_though_its_nodes_stay():
     evaluator = dataclasses.replace(goal.evaluator, edges=edges)
     with_edges = dataclasses.replace(goal, evaluator=evaluator)
     is_edge = torch.arange(len(items)) >= len(keep)
-    left, rounds = eliminate(with_edges, items, is_edge)
+    rounds = []
+    left = eliminate(with_edges, items, is_edge, on_round=lambda _, record: rounds.append(record))
     assert edges.names(left[len(keep) :]) == [f"{NODES[0]} → {NODES[1]}", f"{NODES[1]} → {NODES[2]}"]
     assert [record["removed"] for record in rounds] == [["0.attn.act_in:1 → 0.attn.v:0"]]
+
+
+def test_refinement_goes_on_from_every_round_of_nodes_and_of_edges():
+    model, task = hand_built_model(), hand_built_task()
+    with torch.no_grad():
+        model.linears()["0.attn.qkv"].weight[8 + 0, 1] = 0.3
+    kept = kept_nodes(model, [*NODES, "0.attn.act_in:1"])
+    goal = dataclasses.replace(goal_of(evaluator_of(model, task), max_auroc=1.0), needed=kept)
+    whole, states = torch.ones_like(kept), []
+    at_once = refine(goal, whole, on_round=states.append)
+    assert {state.stage for state in states} == {"nodes", "edges"}
+    for state in states:
+        again = refine(goal, whole, begun=state)
+        assert torch.equal(again.keep, at_once.keep)
+        assert again.edges.keys() == at_once.edges.keys()
+        assert all(torch.equal(again.edges[name], edges) for name, edges in at_once.edges.items())
+        assert again.rounds[: len(state.rounds)] == state.rounds
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -63,10 +63,10 @@ class Circuit:
     """How it was pruned."""
 
     losses: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of circuit and model on `select`, in nats."""
+    """Of circuit and model on the pairs that removals were decided on, in nats."""
 
     effects: dict[str, float] = dataclasses.field(default_factory=dict)
-    """By node and edge: how much higher the calibrated loss on a part of `select` is without it, in nats."""
+    """By node and edge: how much higher the calibrated loss on a part of these pairs is without it, in nats."""
 
     removed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """What refinement did, step by step."""

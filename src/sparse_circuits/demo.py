@@ -82,7 +82,7 @@ class Demo:
         task = make_task(name, model.tokenizer, seed=self.config.seed, corpus=corpus)
         if not is_done(folder):
             with self._timed(f"prune {name}"):
-                prune(model, task, self.config.prune, progress=self.progress).save(folder)
+                prune(model, task, self.config.prune, folder=folder, progress=self.progress)
         report = folder / "report.json"
         if not report.exists():
             with self._timed(f"verify {name}"):

@@ -1,6 +1,5 @@
 """One task pruned from several seeds: how much do its circuits agree? `sc.prune_seeds`."""
 
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any, TextIO
@@ -44,7 +43,7 @@ def prune_seeds(
     for seed in range(config.seed, config.seed + n_seed):
         folder = out / f"seed-{seed}"
         if not is_done(folder):
-            prune(model, task, dataclasses.replace(config, seed=seed), progress=progress).save(folder)
+            prune(model, task, config, seed=seed, folder=folder, progress=progress)
         circuits.append(Circuit.load(folder, model))
     evaluator = Evaluator(
         model=model, pairs=task.split("select"), values=circuits[0].values, may_shift=not task.answers_vary

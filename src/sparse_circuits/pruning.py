@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -10,18 +11,21 @@ from torch import Tensor
 
 from sparse_circuits.ablation import ablation_values
 from sparse_circuits.candidates import Evaluator
+from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.completeness import needed_nodes
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import PruneError
+from sparse_circuits.files import refuse_finished, sha256_of_json
 from sparse_circuits.mask_runs import MaskRun
 from sparse_circuits.masks import LearnedMasks, learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.refinement import Goal, loss_at_sizes, refine, scan_sizes
+from sparse_circuits.refinement import Goal, Refined, Refining, loss_at_sizes, refine, scan_sizes
 from sparse_circuits.runlog import RunLog, say
 from sparse_circuits.scoring import all_logit_differences, fit_calibration, match_loss, r_squared, task_loss
 from sparse_circuits.tasks.pairs import Pairs, Task
+from sparse_circuits.unfinished import Unfinished
 
 LEARNED_SHARES = (0.7, 0.35, 0.1)
 """Shares of the target loss that masks are learned for, one after the other until some size reaches the target on
@@ -33,6 +37,7 @@ def prune(
     task: Task,
     config: PruneConfig | None = None,
     *,
+    folder: Path | str | None = None,
     progress: TextIO | None = None,
     **settings: Any,
 ) -> Circuit:
@@ -40,8 +45,11 @@ def prune(
 
     Args:
         model: The model; it is not changed.
-        task: Masks are learned on its `fit` split, sizes, calibration and removals decided on `select`.
+        task: Masks are learned on its `fit` split; sizes, calibration and removals are decided on `select` and as many
+            pairs of `fit`, whose other templates keep removals from fitting those of `select`.
         config: How; defaults if left out.
+        folder: Where the circuit is saved, and until then what is done so far: a call that was interrupted, repeated,
+            goes on. If left out, nothing is written.
         progress: Where a progress line goes; None is silent.
         settings: Fields of `config` to change, such as `target_loss=0.1`.
 
@@ -49,20 +57,33 @@ def prune(
         The circuit. Its loss on `test` is `verify`'s to say.
 
     Raises:
-        PruneError: The full model, or every mask that was learned, misses the target on `select`.
-        ConfigError: A setting is out of range.
+        PruneError: The full model, or every mask that was learned, misses the target there.
+        ConfigError: A setting is out of range, or the folder holds the beginning of another pruning.
+        OutputExistsError: The folder holds a finished circuit.
     """
-    pruning = Pruning(model, task, dataclasses.replace(config or PruneConfig(), **settings), progress=progress)
-    config = pruning.config
+    config = dataclasses.replace(config or PruneConfig(), **settings)
+    folder = None if folder is None else Path(folder)
+    if folder is not None:
+        refuse_finished(folder, "circuit")
+    pruning = Pruning(model, task, config, folder=folder, progress=progress)
     configs = [dataclasses.replace(config, seed=config.seed + run, n_run=1) for run in range(config.n_run)]
     # Only a price that follows the loss depends on the target; under a fixed one a second attempt would be the first.
-    *first, last = LEARNED_SHARES if config.count_coefficient is None else (1.0,)
-    for share in first:
+    shares = LEARNED_SHARES if config.count_coefficient is None else (1.0,)
+    while True:
+        share = shares[pruning.unfinished.n_missed]
         try:
-            return pruning.cut_out(pruning.learn(configs, share=share))
+            circuit = pruning.cut_out(pruning.learned_masks(configs, share))
+            break
         except PruneError as error:
+            if share == shares[-1]:
+                pruning.unfinished.remove()
+                raise
             pruning.say(f"{error}; learning again for a lower loss")
-    return pruning.cut_out(pruning.learn(configs, share=last))
+            pruning.unfinished.miss()
+    if folder is not None:
+        circuit.save(folder)
+        pruning.unfinished.remove()
+    return circuit
 
 
 class Pruning:
@@ -72,14 +93,26 @@ class Pruning:
         model: The model.
         task: What to prune for.
         config: The target, and all that is not searched.
+        folder: Where what is done so far is kept; None keeps nothing.
         progress: Where progress goes; None is silent.
 
     Raises:
-        PruneError: A prompt exceeds the model's context, or the full model misses the target on `select`.
+        ConfigError: The folder holds the beginning of another pruning.
+        PruneError: A prompt exceeds the model's context, or the full model misses the target.
     """
 
-    def __init__(self, model: Transformer, task: Task, config: PruneConfig, *, progress: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        task: Task,
+        config: PruneConfig,
+        *,
+        folder: Path | None = None,
+        progress: TextIO | None = None,
+    ) -> None:
         self.model, self.task, self.config, self.progress = model, task, config, progress
+        made_of = {"settings": sha256_of_json(config.to_json()), "task": task.hash, "model": model_hash(model)}
+        self.unfinished = Unfinished(folder, made_of)
         fit, select = task.split("fit"), task.split("select")
         longest = max(int(pairs.length.max()) for pairs in task.splits.values() if len(pairs))
         if longest > model.config.n_ctx:
@@ -88,22 +121,18 @@ class Pruning:
                 f"make the task with max_token {model.config.n_ctx} or less"
             )
         self.values = ablation_values(model, config.ablation, fit=fit, n_token=config.n_mean_token)
-        self.full = all_logit_differences(model, select)[0]
-        self.evaluator = Evaluator(
-            model=model,
-            pairs=select,
-            values=self.values,
-            may_shift=not task.answers_vary,
-            wanted=self.full if config.goal == "model" else None,
-        )
-        self.needed = torch.zeros(self.evaluator.n_node, dtype=torch.bool)
         some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
-        self.without = dataclasses.replace(self.evaluator, pairs=Pairs.join([select, fit.take(some)]), wanted=None)
+        self.pairs = Pairs.join([select, fit.take(some)])
+        self.full = all_logit_differences(model, self.pairs)[0]
+        self.without = Evaluator(model=model, pairs=self.pairs, values=self.values, may_shift=not task.answers_vary)
+        self.evaluator = dataclasses.replace(self.without, wanted=self.full if config.goal == "model" else None)
+        self.needed = torch.zeros(self.evaluator.n_node, dtype=torch.bool)
         self.model_loss = float(self.evaluator.losses(torch.ones(1, self.evaluator.n_node, dtype=torch.bool)))
         if self.model_loss > config.target_loss and not task.is_control:
             raise PruneError(
                 f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
-                f"{task.name} (select) is {self.model_loss:.6f}, chance 0.693; train longer or raise target_loss"
+                f"{task.name} (select and fit) is {self.model_loss:.6f}, chance 0.693; "
+                "train longer or raise target_loss"
             )
         if config.needed_loss is not None:
             excluded = NodeSpace.of(model.config).marked(config.exclude)
@@ -139,6 +168,13 @@ class Pruning:
         runs = [MaskRun(fit=fit, values=self.values, config=config, may_shift=may_shift) for config in aimed]
         return learn_masks(self.model, runs, on_step=show)
 
+    def learned_masks(self, configs: Sequence[PruneConfig], share: float) -> LearnedMasks:
+        """Return the masks that an interrupted call learned, or learn them."""
+        if self.unfinished.learned is not None:
+            self.say(f"going on with what {self.unfinished.path} holds")
+            return self.unfinished.learned
+        return self.learn(configs, share=share)
+
     def choose_size(self, learned: LearnedMasks) -> tuple[Bool[Tensor, " node"], dict[str, Any], Goal]:
         """Return the smallest circuit of all runs that reaches the goal, how it was found, and the goal.
 
@@ -169,11 +205,10 @@ class Pruning:
         Raises:
             PruneError: No size of any run reaches the target.
         """
+        if self.unfinished.learned is None or not torch.equal(self.unfinished.learned.tau, learned.tau):
+            self.unfinished.begin(learned)
         keep, scanned, goal = self.choose_size(learned)
-        found = [
-            refine(goal, keep, cuts_edges=self.config.cuts_edges, order=order, on_round=self._show_round)
-            for order in range(self.config.n_order)
-        ]
+        found = [self._refine(goal, keep, order) for order in range(self.config.n_order)]
         refined = min(found, key=lambda one: (one.n_node, one.n_edge))
         scanned["orders"] = [{"n_node": one.n_node, "n_edge": one.n_edge} for one in found]
         task = self.task
@@ -195,7 +230,7 @@ class Pruning:
             removed=[scanned, *refined.rounds],
             history=learned.history[scanned["scan"]["run"]],
         )
-        difference = circuit.logit_difference(task.split("select"), calibrated=False)
+        difference = circuit.logit_difference(self.pairs, calibrated=False)
         if self.config.goal == "labels":
             circuit.calibration = fit_calibration(difference, may_shift=not task.answers_vary)
         circuit.losses = {
@@ -211,9 +246,15 @@ class Pruning:
         """Tell of progress."""
         say(self.progress, f"{self.task.name}: {text}")
 
-    def _show_round(self, record: dict[str, Any]) -> None:
-        edges = "" if record["n_edge"] is None else f", {record['n_edge']} edges"
-        self.say(f"{record['n_node']} nodes{edges} left, loss {record['loss']:.3f}")
+    def _refine(self, goal: Goal, keep: Bool[Tensor, " node"], order: int) -> Refined:
+        def on_round(now: Refining) -> None:
+            record = now.rounds[-1]
+            edges = "" if record["n_edge"] is None else f", {record['n_edge']} edges"
+            self.say(f"{record['n_node']} nodes{edges} left, loss {record['loss']:.3f}")
+            self.unfinished.note(order, now)
+
+        begun = self.unfinished.refining.get(order)
+        return refine(goal, keep, cuts_edges=self.config.cuts_edges, order=order, begun=begun, on_round=on_round)
 
 
 def example_pair(model: Transformer, task: Task) -> list[dict[str, str]]:

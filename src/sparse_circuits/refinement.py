@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,6 +31,9 @@ SHUFFLE = 1.0
 
 N_RANKING_PAIR = 48
 """Pairs of the split that sizes and removals are tried on before the whole split decides."""
+
+OnRound = Callable[[Bool[Tensor, " item"], dict[str, Any]], None]
+"""What is called after each round of elimination: with the items left, and the record of the round."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,13 +183,31 @@ class Refined:
         return sum(int(mask.sum()) for mask in self.edges.values())
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refining:
+    """How far a refinement has come. What is left reaches the goal at any time."""
+
+    stage: Literal["nodes", "edges", "alone"]
+    """What is being removed: nodes in groups, edges in groups, or either alone."""
+
+    nodes: Bool[Tensor, " node"]
+    """Nodes that are left of the first stage; the edges are those between them."""
+
+    items: Bool[Tensor, " item"]
+    """Nodes, and from the second stage on edges, that are left."""
+
+    rounds: list[dict[str, Any]]
+    """What was removed so far."""
+
+
 def refine(
     goal: Goal,
     keep: Bool[Tensor, " node"],
     *,
     cuts_edges: bool = True,
     order: int = 0,
-    on_round: Callable[[dict[str, Any]], None] = lambda _: None,
+    begun: Refining | None = None,
+    on_round: Callable[[Refining], None] = lambda _: None,
 ) -> Refined:
     """Remove nodes, then edges, as long as what is left reaches the goal on the split.
 
@@ -198,24 +219,38 @@ def refine(
         keep: Nodes that reach it.
         cuts_edges: Whether edges are removed too.
         order: 0 removes the least missed first; any other number shuffles that ranking a little, in its own way.
-        on_round: Called with the record of each round.
+        begun: Where an interrupted call with the same arguments stood. What is left is ranked anew then, so that the
+            result may differ from that of a call that was not interrupted.
+        on_round: Called after each round with what is left.
 
     Source: ours; the paper removed such leftovers by hand (footnote 9).
     """
-    keep, rounds = eliminate(goal, keep, torch.ones_like(keep), order=order, on_round=on_round)
-    space = EdgeSpace.of(edges_between(goal.evaluator.model, keep)) if cuts_edges else EdgeSpace({}, {})
+    now = begun or Refining(stage="nodes", nodes=keep, items=keep, rounds=[])
+
+    def note(left: Bool[Tensor, " item"], record: dict[str, Any]) -> None:
+        nonlocal now
+        nodes = left if now.stage == "nodes" else now.nodes
+        now = dataclasses.replace(now, nodes=nodes, items=left, rounds=[*now.rounds, record])
+        on_round(now)
+
+    if now.stage == "nodes":
+        eliminate(goal, now.nodes, torch.ones_like(keep), order=order, on_round=note)
+    space = EdgeSpace.of(edges_between(goal.evaluator.model, now.nodes)) if cuts_edges else EdgeSpace({}, {})
     goal = dataclasses.replace(goal, evaluator=dataclasses.replace(goal.evaluator, edges=space))
-    is_edge = torch.cat((torch.zeros_like(keep), torch.ones(space.n_edge, dtype=torch.bool)))
-    items = torch.cat((keep, torch.ones(space.n_edge, dtype=torch.bool)))
-    items, in_groups = eliminate(goal, items, is_edge, order=order, on_round=on_round)
-    items, alone, losses = eliminate_alone(goal, items, on_round=on_round)
+    all_edges = torch.ones(space.n_edge, dtype=torch.bool)
+    if now.stage == "nodes":
+        now = dataclasses.replace(now, stage="edges", items=torch.cat((now.nodes, all_edges)))
+    if now.stage == "edges":
+        eliminate(goal, now.items, torch.cat((torch.zeros_like(keep), all_edges)), order=order, on_round=note)
+        now = dataclasses.replace(now, stage="alone")
+    items, losses = eliminate_alone(goal, now.items, on_round=note)
     left = items[: len(keep)]
     edges = edges_between(goal.evaluator.model, left)
     for name, mask in space.masks(items[len(keep) :]).items():
         edges[name] &= mask
     loss = float(goal.on_part().evaluator.losses(items[None]))
     effects = {name: without - loss for name, without in losses.items()}
-    return Refined(keep=left, edges=edges, rounds=[*rounds, *in_groups, *alone], effects=effects)
+    return Refined(keep=left, edges=edges, rounds=now.rounds, effects=effects)
 
 
 def eliminate(
@@ -224,8 +259,8 @@ def eliminate(
     among: Bool[Tensor, " item"],
     *,
     order: int = 0,
-    on_round: Callable[[dict[str, Any]], None] = lambda _: None,
-) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]]]:
+    on_round: OnRound = lambda *_: None,
+) -> Bool[Tensor, " item"]:
     """Remove items in groups.
 
     Items are left out in turn, on a part of the split, and ranked by how near that comes to the limits of loss and
@@ -238,29 +273,28 @@ def eliminate(
         keep: Items that reach it.
         among: Which may be removed.
         order: See `refine`.
-        on_round: Called with the record of each round.
+        on_round: Called after each round.
 
     Returns:
-        The items left, and the rounds.
+        The items left.
     """
-    rounds: list[dict[str, Any]] = []
     generator = torch.Generator().manual_seed(order) if order else None
     while True:
-        n_before = len(rounds)
+        has_removed = False
         for loose in _rankings(goal.on_part_of(keep), keep, among, generator):
             loose = loose[keep[loose]]
             while (found := _largest_that_can_go(goal, keep, loose)) is not None:
                 n_gone, loss = found
                 keep, gone, loose = goal.evaluator.without(keep, loose[:n_gone]), loose[:n_gone], loose[n_gone:]
-                rounds.append(_record(goal, keep, gone, loss))
-                on_round(rounds[-1])
-        if len(rounds) == n_before:
-            return keep, rounds
+                has_removed = True
+                on_round(keep, _record(goal, keep, gone, loss))
+        if not has_removed:
+            return keep
 
 
 def eliminate_alone(
-    goal: Goal, keep: Bool[Tensor, " item"], *, on_round: Callable[[dict[str, Any]], None] = lambda _: None
-) -> tuple[Bool[Tensor, " item"], list[dict[str, Any]], dict[str, float]]:
+    goal: Goal, keep: Bool[Tensor, " item"], *, on_round: OnRound = lambda *_: None
+) -> tuple[Bool[Tensor, " item"], dict[str, float]]:
     """Remove items that can go alone, judged on the whole split, until a pass over all of them finds none.
 
     Items are tried in parts, first those that matter least to first order. Of a part all go that can, in groups; then
@@ -270,32 +304,31 @@ def eliminate_alone(
     Args:
         goal: What must be reached.
         keep: Items that reach it.
-        on_round: Called with the record of each removal.
+        on_round: Called after each removal.
 
     Returns:
-        The items left, the rounds, and by name of each item left the loss on the part without it.
+        The items left, and by name of each the loss on the part without it.
     """
     evaluator = goal.evaluator
-    rounds: list[dict[str, Any]] = []
     while True:
         part = goal.on_part_of(keep)
         items = evaluator.removable(keep).nonzero().flatten()
         if len(items) > N_MEASURED:
             items = items[part.evaluator.estimated_effects(keep)[:, items].abs().mean(0).argsort(stable=True)]
         losses = torch.full((len(keep),), torch.nan)
-        n_before = len(rounds)
+        has_removed = False
         for some in items.split(N_MEASURED):
             losses[some], likely = _likely_to_go(goal, part, keep, some)
             found = _those_that_can_go(goal, keep, likely)
             if found is not None:
                 gone, loss = found
                 keep = evaluator.without(keep, gone)
-                rounds.append(_record(goal, keep, gone, loss))
-                on_round(rounds[-1])
+                has_removed = True
+                on_round(keep, _record(goal, keep, gone, loss))
                 break
-        if len(rounds) == n_before:
+        if not has_removed:
             left = evaluator.removable(keep)
-            return keep, rounds, dict(zip(evaluator.names(left), losses[left].tolist(), strict=True))
+            return keep, dict(zip(evaluator.names(left), losses[left].tolist(), strict=True))
 
 
 def _likely_to_go(

@@ -68,7 +68,7 @@ def search_settings(
     """
     out, config = Path(out), config or PruneConfig()
     out.mkdir(parents=True, exist_ok=True)
-    pruning = Pruning(model, task, config, progress=progress)
+    pruning = Pruning(model, task, config, folder=out, progress=progress)
     study = _open(out, config, task, progress)
     best = _stored_best(out / "best.safetensors")
     while (n_done := _n_done(study)) < n_trial:
@@ -96,6 +96,7 @@ def search_settings(
     found = LearnedMasks(tau=tau[None], history=[[header["last"]]])
     pruning.config = dataclasses.replace(PruneConfig.from_json(header["config"], where=str(out)), n_run=1)
     circuit = pruning.cut_out(found)
+    pruning.unfinished.remove()
     circuit.removed[0]["search"] = {"trial": header["trial"], "n_trial": n_trial, "best_value": study.best_value}
     return circuit
 

@@ -95,8 +95,7 @@ def prune(
         tell(found, ensemble.table(found), json=json)
         wrote(out / "ensemble.json")
         return
-    circuit = cut_out(opened, made, config, progress=terminal())
-    circuit.save(out)
+    circuit = cut_out(opened, made, config, folder=out, progress=terminal())
     told = {"n_node": circuit.n_node, "n_node_total": circuit.n_node_total, "n_edge": circuit.n_edge, **circuit.losses}
     tell(told, str(circuit), json=json)
     wrote(out)

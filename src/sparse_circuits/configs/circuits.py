@@ -13,7 +13,7 @@ class PruneConfig(Config):
     target_loss: float = 0.15
     """Loss that the circuit may have, in nats: of the task after calibration, or against the model."""
 
-    margin: float = 0.15
+    margin: float = 0.25
     """Share of target_loss by which a circuit must stay below it on the select split, in [0, 1): it does worse on other
     templates than on those that its nodes were decided on."""
 

@@ -127,7 +127,7 @@ def pruned_or_unreached(
     unreached = folder / "unreached.json"
     if not is_done(folder) and not unreached.exists():
         try:
-            prune(model, task, config, progress=progress).save(folder)
+            prune(model, task, config, folder=folder, progress=progress)
         except PruneError as error:
             if not task.is_control:
                 raise

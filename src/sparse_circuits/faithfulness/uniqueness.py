@@ -111,7 +111,7 @@ def uniqueness(
         on_step(f"seed {seed}")
         folder = home / f"seed-{seed}"
         if not is_done(folder):
-            prune(circuit.model, task, dataclasses.replace(prune_config, seed=seed), progress=progress).save(folder)
+            prune(circuit.model, task, prune_config, seed=seed, folder=folder, progress=progress)
         others.append(compare(subject, Circuit.load(folder, circuit.model), seed))
     alone = dataclasses.replace(prune_config, necessity_coefficient=0.0, max_auroc=1.0)
     forbidden, exclusions = circuit.keep.clone(), []
@@ -153,7 +153,7 @@ def _excluded(subject: Subject, config: PruneConfig, folder: Path, progress: Tex
         return read_json(unreached)["reason"]
     if not is_done(folder):
         try:
-            prune(subject.circuit.model, subject.task, config, progress=progress).save(folder)
+            prune(subject.circuit.model, subject.task, config, folder=folder, progress=progress)
         except PruneError as error:
             write_json(unreached, {"task": subject.task.name, "config": config.to_json(), "reason": str(error)})
             return str(error)

@@ -1,0 +1,100 @@
+"""What a pruning has done so far, kept in the folder of its circuit until that is there."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sparse_circuits.checkpoint import load_arrays, save_arrays
+from sparse_circuits.errors import ConfigError
+from sparse_circuits.masks import LearnedMasks
+from sparse_circuits.refinement import Refining
+
+NAME = "unfinished.safetensors"
+"""Name of the file."""
+
+FORMAT, VERSION = "sparse-circuits unfinished pruning", 1
+
+
+class Unfinished:
+    """Learned masks, and how far their refinement has come.
+
+    Args:
+        folder: Where the circuit will lie; None keeps nothing.
+        made_of: Hashes of what decides the result, by name.
+
+    Raises:
+        ConfigError: The folder holds the beginning of another pruning.
+        FormatError: Its file is damaged.
+    """
+
+    def __init__(self, folder: Path | None, made_of: dict[str, str]) -> None:
+        self.path = None if folder is None else folder / NAME
+        self.made_of = made_of
+        self.n_missed = 0
+        """How many attempts missed the target."""
+        self.learned: LearnedMasks | None = None
+        """The masks of the attempt under way."""
+        self.refining: dict[int, Refining] = {}
+        """How far each order of removal has come."""
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def begin(self, learned: LearnedMasks) -> None:
+        """Note new masks, which nothing was removed from yet."""
+        self.learned, self.refining = learned, {}
+        self._write()
+
+    def note(self, order: int, now: Refining) -> None:
+        """Note how far an order has come."""
+        self.refining[order] = now
+        self._write()
+
+    def miss(self) -> None:
+        """Note that the masks miss the target."""
+        self.n_missed += 1
+        self.learned, self.refining = None, {}
+        self._write()
+
+    def remove(self) -> None:
+        """Remove the file: the circuit is there."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        arrays = {} if self.learned is None else {"tau": self.learned.tau.numpy()}
+        for order, now in self.refining.items():
+            arrays |= {f"{order}.nodes": now.nodes.numpy(), f"{order}.items": now.items.numpy()}
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "made_of": self.made_of,
+            "n_missed": self.n_missed,
+            "history": None if self.learned is None else self.learned.history,
+            "orders": {order: {"stage": now.stage, "rounds": now.rounds} for order, now in self.refining.items()},
+        }
+        save_arrays(self.path, arrays, header)
+
+    def _read(self, path: Path) -> None:
+        header, arrays = load_arrays(path, FORMAT, VERSION)
+        for name, made in self.made_of.items():
+            if header["made_of"][name] != made:
+                raise ConfigError(
+                    f"{path}: the pruning begun there has another {name}; repeat it as it was, name another folder, "
+                    "or remove the file"
+                )
+        self.n_missed = header["n_missed"]
+        if header["history"] is not None:
+            self.learned = LearnedMasks(tau=_tensor(arrays["tau"]), history=header["history"])
+        self.refining = {
+            int(order): Refining(
+                nodes=_tensor(arrays[f"{order}.nodes"]), items=_tensor(arrays[f"{order}.items"]), **kept
+            )
+            for order, kept in header["orders"].items()
+        }
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.copy())

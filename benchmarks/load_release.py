@@ -1,9 +1,9 @@
 """How long a released 0.4-billion model takes to open, and how much memory of its own.
 
 It makes a folder with the shape and the sparsity of csp_yolo2 (419 million weights, 1.68 GB) and random nonzeros, and
-opens it in fresh processes: first, later, and later with packed weights. Anonymous memory (RssAnon, Linux) is what the process would
-have to swap; pages of a mapped file are not. Before each opening the files are dropped from the page cache. `forward` is
-one pass over 64 tokens right after the opening.
+opens it in fresh processes: first, later, and later with packed weights. Anonymous memory (RssAnon, Linux) is what the
+process would have to swap; pages of a mapped file are not. Before each opening the files are dropped from the page
+cache. `forward` is one pass over 64 tokens right after the opening.
 
     python benchmarks/load_release.py --folder FOLDER
 """
@@ -148,8 +148,9 @@ def main() -> None:
     print(f"file {size / 1e6:,.0f} MB, packed copy {copies[0] / 1e6:,.0f} MB")
     for which, values in found["median"].items():
         print(
-            f"{which:>6}: {values['seconds']:6.2f} s ({values['cpu_seconds']:.2f} s of processor), anonymous memory at most "
-            f"{values['mb_peak']:,.0f} MB ({values['mb_peak_above']:,.0f} above the imports); forward {values['forward_seconds']:.2f} s"
+            f"{which:>6}: {values['seconds']:6.2f} s ({values['cpu_seconds']:.2f} s of processor), anonymous memory "
+            f"at most {values['mb_peak']:,.0f} MB ({values['mb_peak_above']:,.0f} above the imports); "
+            f"forward {values['forward_seconds']:.2f} s"
         )
     out = Path(__file__).parent / "results" / f"load_release-{found['date']}-{platform.node()}.json"
     out.parent.mkdir(exist_ok=True)

@@ -131,6 +131,26 @@ def test_the_projection_of_a_long_vector_is_the_references(kind):
     assert torch.equal(fast, slow)
 
 
+@pytest.mark.parametrize("n_thread", [1, 2, 3, 7])
+@pytest.mark.parametrize(("n_row", "n_column"), [(190, 263), (3, 20_011), (20_011, 3), (1, 40_000)])
+def test_a_projection_in_parts_is_the_references(n_row, n_column, n_thread):
+    generator = torch.Generator().manual_seed(n_thread)
+    weight = torch.randn(n_row, n_column, generator=generator).round(decimals=1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(n_thread)
+        for n_alive, axis in ((0, 0), (2, 0), (1, 1)):
+            least = min(n_alive, weight.shape[1 - axis]) * weight.shape[axis]
+            for n_keep in (least, (least + weight.numel()) // 2, weight.numel()):
+                results = [weight.clone(), weight.clone()]
+                for result, version in zip(results, ("reference", "fastest"), strict=True):
+                    with kernels.use(version):
+                        kernels.keep_largest_(result, n_keep, n_alive=n_alive, neuron_axis=axis)
+                assert torch.equal(*results)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_what_is_not_contiguous_is_projected_alike():
     weight = torch.randn(12, 9)
     turned, plain = weight.clone().T, weight.T.contiguous()

@@ -96,9 +96,9 @@ def where_kept(bits, keep, out):
         out[i] = bits[i] if keep[i] else np.uint32(0)
 
 
-@numba.njit(uint32(uint32[::1], int64), cache=True)
-def _nth_largest(bits, n):
-    """Return the `n`-th largest magnitude (n from 1), by histograms of 13, then 9, then 9 bits.
+@numba.njit(void(uint32[::1], int64[::1]), cache=True)
+def _count_sizes(bits, counts):
+    """Count magnitudes by their upper 13 bits.
 
     Neighbouring entries are often of one size, and a counter that was just written can't be read at once: four
     histograms take turns.
@@ -112,18 +112,36 @@ def _nth_largest(bits, n):
         turns[3, (bits[i + 3] & MAGNITUDE) >> np.uint32(18)] += 1
     for i in range(n_whole, bits.size):
         turns[0, (bits[i] & MAGNITUDE) >> np.uint32(18)] += 1
-    counts = turns[0] + turns[1] + turns[2] + turns[3]
+    counts[:] = turns[0] + turns[1] + turns[2] + turns[3]
+
+
+@numba.njit(void(uint32[::1], int64, uint32[::1]), cache=True)
+def _collect_size(bits, size, inside):
+    """Write down the magnitudes with these upper 13 bits."""
+    j = 0
+    for i in range(bits.size):
+        magnitude = bits[i] & MAGNITUDE
+        if magnitude >> np.uint32(18) == size:
+            inside[j] = magnitude
+            j += 1
+
+
+@numba.njit(uint32(uint32[::1], int64, int64), cache=True, parallel=True)
+def _nth_largest(bits, n, n_part):
+    """Return the `n`-th largest magnitude (n from 1), by histograms of 13, then 9, then 9 bits; one thread a part."""
+    width = -(-bits.size // n_part)
+    of_parts = np.zeros((n_part, 8192), dtype=np.int64)
+    for p in prange(n_part):
+        _count_sizes(bits[p * width : (p + 1) * width], of_parts[p])
+    counts = of_parts.sum(0)
     top, left = 8191, n
     while counts[top] < left:
         left -= counts[top]
         top -= 1
+    ends = of_parts[:, top].cumsum()
     inside = np.empty(counts[top], dtype=np.uint32)  # the entries of the bin that holds the n-th
-    j = 0
-    for i in range(bits.size):
-        magnitude = bits[i] & MAGNITUDE
-        if magnitude >> np.uint32(18) == top:
-            inside[j] = magnitude
-            j += 1
+    for p in prange(n_part):
+        _collect_size(bits[p * width : (p + 1) * width], top, inside[ends[p] - of_parts[p, top] : ends[p]])
     found = np.uint32(top) << np.uint32(18)
     for shift in (np.uint32(9), np.uint32(0)):
         counts = np.zeros(512, dtype=np.int64)
@@ -138,15 +156,15 @@ def _nth_largest(bits, n):
     return found
 
 
-@numba.njit(void(uint32[::1], int64), cache=True, nogil=True)
-def keep_largest_bits(bits, n_keep):
-    """Zero all but the `n_keep` largest magnitudes of one long vector."""
+@numba.njit(void(uint32[::1], int64, int64), cache=True, parallel=True)
+def keep_largest_bits(bits, n_keep, n_part):
+    """Zero all but the `n_keep` largest magnitudes of one long vector, in so many parts side by side."""
     if n_keep == 0:
         bits[:] = 0
         return
-    threshold = _nth_largest(bits, n_keep)
+    threshold = _nth_largest(bits, n_keep, n_part)
     n_kept = 0
-    for i in range(bits.size):
+    for i in prange(bits.size):
         is_kept = (bits[i] & MAGNITUDE) >= threshold
         n_kept += np.int64(is_kept)
         bits[i] = bits[i] if is_kept else np.uint32(0)
@@ -187,9 +205,9 @@ def _nth_of_few(values, held):
     return held[held.size - 1]
 
 
-@numba.njit(void(uint32[:, ::1], int64[:, ::1]), cache=True, nogil=True)
-def largest_of_rows(bits, places):
-    """Write the flat places of each row's largest magnitudes into `places` (row, n), ties to the lower index.
+@numba.njit(void(uint32[:, ::1], int64[:, ::1], int64, int64), cache=True)
+def _largest_of_some_rows(bits, places, first, end):
+    """Do `largest_of_rows` for some rows.
 
     A row is dealt out to 64 lanes. The n-th largest of the lanes' maxima is at most the n-th largest entry, so that the
     few lanes with a maximum below it need no second look.
@@ -198,7 +216,7 @@ def largest_of_rows(bits, places):
     n_dealt = width // 64 * 64
     held = np.empty(n, dtype=np.int64)
     maxima = np.empty(64, dtype=np.uint32)
-    for r in range(bits.shape[0]):
+    for r in range(first, end):
         row = bits[r]
         maxima[:] = 0
         for start in range(0, n_dealt, 64):
@@ -215,18 +233,28 @@ def largest_of_rows(bits, places):
             _insert(held, places[r], int64(row[i] & MAGNITUDE), r * width + i)
 
 
-@numba.njit(void(uint32[:, ::1], int64[:, ::1]), cache=True, nogil=True)
-def largest_of_columns(bits, places):
-    """Write the flat places of each column's largest magnitudes into `places` (column, n), ties to the lower index.
+@numba.njit(void(uint32[:, ::1], int64[:, ::1], int64), cache=True, parallel=True)
+def largest_of_rows(bits, places, n_part):
+    """Write the flat places of each row's largest magnitudes into `places` (row, n), ties to the lower index."""
+    height = -(-bits.shape[0] // n_part)
+    for p in prange(n_part):
+        _largest_of_some_rows(bits, places, p * height, min((p + 1) * height, bits.shape[0]))
+
+
+@numba.njit(void(uint32[:, ::1], int64[:, ::1], int64, int64), cache=True)
+def _largest_of_some_columns(bits, places, first, end):
+    """Do `largest_of_columns` for some columns.
 
     As for rows: a column is cut into at most 32 stretches, whose maxima bound its n-th largest entry from below.
     """
-    n_row, n_column = bits.shape
+    if first >= end:
+        return
+    n_row, n_column = bits.shape[0], end - first
     n = places.shape[1]
     stretch = max(1, -(-n_row // 32))
     maxima = np.zeros((32, n_column), dtype=np.uint32)
     for r in range(n_row):
-        row, largest = bits[r], maxima[r // stretch]
+        row, largest = bits[r, first:end], maxima[r // stretch]
         for i in range(n_column):
             largest[i] = max(largest[i], row[i] & MAGNITUDE)
     scratch, of_column = np.empty(n, dtype=np.int64), np.empty(-(-n_row // stretch), dtype=np.uint32)
@@ -236,9 +264,9 @@ def largest_of_columns(bits, places):
             of_column[j] = maxima[j, i]
         least[i] = _nth_of_few(of_column, scratch)
     held = np.full((n_column, n), -1, dtype=np.int64)
-    places[:] = -1
+    places[first:end] = -1
     for r in range(n_row):
-        row = bits[r]
+        row = bits[r, first:end]
         for start in range(0, n_column, 32):
             stop = min(start + 32, n_column)
             n_large = np.int32(0)
@@ -247,16 +275,25 @@ def largest_of_columns(bits, places):
             if n_large > 0:
                 for i in range(start, stop):
                     if np.int32(row[i] & MAGNITUDE) >= least[i]:
-                        _insert(held[i], places[i], int64(row[i] & MAGNITUDE), r * n_column + i)
+                        place = r * bits.shape[1] + first + i
+                        _insert(held[i], places[first + i], int64(row[i] & MAGNITUDE), place)
 
 
-@numba.njit(void(uint32[::1], int64[::1], int64), cache=True, nogil=True)
-def keep_largest_and_protected(bits, protected, n_keep):
+@numba.njit(void(uint32[:, ::1], int64[:, ::1], int64), cache=True, parallel=True)
+def largest_of_columns(bits, places, n_part):
+    """Write the flat places of each column's largest magnitudes into `places` (column, n), ties to the lower index."""
+    width = -(-bits.shape[1] // n_part)
+    for p in prange(n_part):
+        _largest_of_some_columns(bits, places, p * width, min((p + 1) * width, bits.shape[1]))
+
+
+@numba.njit(void(uint32[::1], int64[::1], int64, int64), cache=True)
+def keep_largest_and_protected(bits, protected, n_keep, n_part):
     """Zero all but the protected places and the `n_keep` largest of the others."""
     saved = np.empty(protected.size, dtype=np.uint32)
     for i in range(protected.size):
         saved[i] = bits[protected[i]]
         bits[protected[i]] = 0
-    keep_largest_bits(bits, n_keep)
+    keep_largest_bits(bits, n_keep, n_part)
     for i in range(protected.size):
         bits[protected[i]] = saved[i]

@@ -8,22 +8,24 @@ N_TOGETHER = 64
 """Vectors that go through a weight side by side: one load of a weight serves them all."""
 
 
-@numba.njit(void(float32[:, ::1], int64[::1]), cache=True, nogil=True)
+@numba.njit(void(float32[:, ::1], int64[::1]), cache=True, parallel=True)
 def count_rows(weight, offsets):
     """Fill in where each row's nonzeros start, and the end."""
     offsets[0] = 0
-    for r in range(weight.shape[0]):
+    for r in prange(weight.shape[0]):
         n = int64(0)
         for i in range(weight.shape[1]):
             n += int64(weight[r, i] != 0)
-        offsets[r + 1] = offsets[r] + n
-
-
-@numba.njit(void(float32[:, ::1], float32[::1], int32[::1]), cache=True, nogil=True)
-def pack_rows(weight, values, columns):
-    """Collect the nonzeros row by row."""
-    n = 0
+        offsets[r + 1] = n
     for r in range(weight.shape[0]):
+        offsets[r + 1] += offsets[r]
+
+
+@numba.njit(void(float32[:, ::1], int64[::1], float32[::1], int32[::1]), cache=True, parallel=True)
+def pack_rows(weight, offsets, values, columns):
+    """Collect the nonzeros row by row."""
+    for r in prange(weight.shape[0]):
+        n = offsets[r]
         for i in range(weight.shape[1]):
             if weight[r, i] != 0:
                 values[n] = weight[r, i]
@@ -31,7 +33,7 @@ def pack_rows(weight, values, columns):
                 n += 1
 
 
-@numba.njit(void(float32[::1], int32[::1], int64[::1], float32[::1], int32[::1], int64[::1]), cache=True, nogil=True)
+@numba.njit(void(float32[::1], int32[::1], int64[::1], float32[::1], int32[::1], int64[::1]), cache=True)
 def transpose_packed(values, columns, offsets, new_values, new_columns, new_offsets):
     """Sort the nonzeros by column; those of a column stay in the order of their rows."""
     new_offsets[:] = 0

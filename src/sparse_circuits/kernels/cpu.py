@@ -160,13 +160,15 @@ def can_keep_largest(weight: Tensor) -> bool:
 def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:
     """Zero all but the `n_keep` largest entries in place; see `reference.keep_largest_`."""
     bits = weight.detach().numpy().view("u4")
+    n_part = torch.get_num_threads() if weight.numel() >= _MIN_PARALLEL else 1
+    _topk().set_threads(n_part)
     if n_alive == 0:
-        _topk().keep_largest_bits(bits.reshape(-1), n_keep)
+        _topk().keep_largest_bits(bits.reshape(-1), n_keep, n_part)
         return
     places = torch.empty(weight.shape[neuron_axis], n_alive, dtype=torch.int64)
     largest = _topk().largest_of_rows if neuron_axis == 0 else _topk().largest_of_columns
-    largest(bits, places.numpy())
-    _topk().keep_largest_and_protected(bits.reshape(-1), places.view(-1).numpy(), n_keep - places.numel())
+    largest(bits, places.numpy(), n_part)
+    _topk().keep_largest_and_protected(bits.reshape(-1), places.view(-1).numpy(), n_keep - places.numel(), n_part)
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -182,10 +184,11 @@ def can_pack(weight: Tensor) -> bool:
 def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
     """Leave out a matrix's zeros; see `packed.pack`."""
     array, offsets = weight.detach().contiguous().numpy(), torch.empty(len(weight) + 1, dtype=torch.int64)
+    _topk().set_threads(torch.get_num_threads() if weight.numel() >= _MIN_PARALLEL else 1)
     _packed().count_rows(array, offsets.numpy())
     n_nonzero = int(offsets[-1])
     values, columns = torch.empty(n_nonzero), torch.empty(n_nonzero, dtype=torch.int32)
-    _packed().pack_rows(array, values.numpy(), columns.numpy())
+    _packed().pack_rows(array, offsets.numpy(), values.numpy(), columns.numpy())
     return PackedWeight(values, columns, offsets, (weight.shape[0], weight.shape[1]))
 
 

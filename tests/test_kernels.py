@@ -151,6 +151,25 @@ def test_a_projection_in_parts_is_the_references(n_row, n_column, n_thread):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kind", ["dead neurons", "one neuron has all", "sampled ones are large", "sampled ones are 0"])
+def test_neurons_are_protected_whatever_a_sample_says(kind, axis):
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    if kind == "dead neurons":
+        weight.mul_(torch.rand(256, 1) ** 8)
+    elif kind == "one neuron has all":
+        weight[1:].mul_(1e-3)
+    else:
+        weight.view(-1)[:: weight.numel() // 4096] = 9.0 if kind == "sampled ones are large" else 0.0
+    weight = weight if axis == 0 else weight.T.contiguous()
+    for n_keep in (256 * 4, 256 * 5, 256 * 16, 256 * 200):
+        results = [weight.clone(), weight.clone()]
+        for result, version in zip(results, ("reference", "fastest"), strict=True):
+            with kernels.use(version):
+                kernels.keep_largest_(result, n_keep, n_alive=4, neuron_axis=axis)
+        assert torch.equal(*results)
+
+
 def test_what_is_not_contiguous_is_projected_alike():
     weight = torch.randn(12, 9)
     turned, plain = weight.clone().T, weight.T.contiguous()

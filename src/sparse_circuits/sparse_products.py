@@ -31,7 +31,7 @@ def sparse_products(model: Transformer) -> Iterator[list[str]]:
         weight = linear.weight
         if weight.numel() < MIN_SIZE or not kernels.has_fast_products(weight):
             continue
-        if int(weight.count_nonzero()) <= MAX_DENSITY * weight.numel():
+        if kernels.count_nonzero(weight) <= MAX_DENSITY * weight.numel():
             chosen[name] = linear
     for linear in chosen.values():
         linear.packed = kernels.pack(linear.weight)

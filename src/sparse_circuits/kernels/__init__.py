@@ -131,6 +131,11 @@ def _checked_alive(weight: Tensor, n_keep: int, n_alive: int, neuron_axis: int) 
     return n_alive
 
 
+def count_nonzero(weight: Float[Tensor, "target source"]) -> int:
+    """Count a matrix's nonzeros."""
+    return cpu.count_nonzero(weight) if has_fast_products(weight) else int(weight.count_nonzero())
+
+
 def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
     """Leave out a matrix's zeros."""
     return (cpu if not _forced_reference and cpu.can_pack(weight) else _packed).pack(weight)

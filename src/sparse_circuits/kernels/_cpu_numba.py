@@ -176,6 +176,46 @@ def keep_largest_bits(bits, n_keep, n_part):
         i -= 1
 
 
+@numba.njit(uint32(uint32[::1], int64), cache=True)
+def rarely_exceeded(bits, n):
+    """Return a magnitude that fewer than `n` entries exceed, by a sample of some 16,384: most likely, not surely."""
+    sample = bits[:: max(1, bits.size // 16384)] & MAGNITUDE
+    rank = n * sample.size / bits.size
+    i = int64(rank - 3 * np.sqrt(rank) - 1)
+    if i < 0:
+        return MAGNITUDE
+    place = sample.size - 1 - i
+    return np.partition(sample, place)[place]
+
+
+@numba.njit(void(uint32[:, ::1], uint32, int64[::1]), cache=True, parallel=True)
+def count_above_by_row(bits, size, counts):
+    """Count each row's magnitudes above one."""
+    for r in prange(bits.shape[0]):
+        n = np.int32(0)
+        for i in range(bits.shape[1]):
+            n += np.int32((bits[r, i] & MAGNITUDE) > size)
+        counts[r] = n
+
+
+@numba.njit(void(uint32[:, ::1], uint32, int64, int64, int64[::1]), cache=True)
+def _count_above_in_some_columns(bits, size, first, end, counts):
+    n = np.zeros(max(0, end - first), dtype=np.int32)
+    for r in range(bits.shape[0]):
+        row = bits[r, first:end]
+        for i in range(n.size):
+            n[i] += np.int32((row[i] & MAGNITUDE) > size)
+    counts[first:end] = n
+
+
+@numba.njit(void(uint32[:, ::1], uint32, int64[::1], int64), cache=True, parallel=True)
+def count_above_by_column(bits, size, counts, n_part):
+    """Count each column's magnitudes above one, in so many parts side by side."""
+    width = -(-bits.shape[1] // n_part)
+    for p in prange(n_part):
+        _count_above_in_some_columns(bits, size, p * width, min((p + 1) * width, bits.shape[1]), counts)
+
+
 @numba.njit(void(int64[::1], int64[::1], int64, int64), cache=True, inline="always")
 def _insert(held, places, magnitude, place):
     """Take an entry into a falling list, if it is larger than the last or as large and earlier."""
@@ -205,8 +245,8 @@ def _nth_of_few(values, held):
     return held[held.size - 1]
 
 
-@numba.njit(void(uint32[:, ::1], int64[:, ::1], int64, int64), cache=True)
-def _largest_of_some_rows(bits, places, first, end):
+@numba.njit(void(uint32[:, ::1], int64[::1], int64[:, ::1]), cache=True)
+def _largest_of_some_rows(bits, chosen, places):
     """Do `largest_of_rows` for some rows.
 
     A row is dealt out to 64 lanes. The n-th largest of the lanes' maxima is at most the n-th largest entry, so that the
@@ -216,7 +256,8 @@ def _largest_of_some_rows(bits, places, first, end):
     n_dealt = width // 64 * 64
     held = np.empty(n, dtype=np.int64)
     maxima = np.empty(64, dtype=np.uint32)
-    for r in range(first, end):
+    for c in range(chosen.size):
+        r = chosen[c]
         row = bits[r]
         maxima[:] = 0
         for start in range(0, n_dealt, 64):
@@ -224,21 +265,22 @@ def _largest_of_some_rows(bits, places, first, end):
                 maxima[lane] = max(maxima[lane], row[start + lane] & MAGNITUDE)
         least = _nth_of_few(maxima, held)
         held[:] = -1
-        places[r, :] = -1
+        places[c, :] = -1
         for lane in range(64):
             if int64(maxima[lane]) >= least:
                 for i in range(lane, n_dealt, 64):
-                    _insert(held, places[r], int64(row[i] & MAGNITUDE), r * width + i)
+                    _insert(held, places[c], int64(row[i] & MAGNITUDE), r * width + i)
         for i in range(n_dealt, width):
-            _insert(held, places[r], int64(row[i] & MAGNITUDE), r * width + i)
+            _insert(held, places[c], int64(row[i] & MAGNITUDE), r * width + i)
 
 
-@numba.njit(void(uint32[:, ::1], int64[:, ::1], int64), cache=True, parallel=True)
-def largest_of_rows(bits, places, n_part):
-    """Write the flat places of each row's largest magnitudes into `places` (row, n), ties to the lower index."""
-    height = -(-bits.shape[0] // n_part)
+@numba.njit(void(uint32[:, ::1], int64[::1], int64[:, ::1], int64), cache=True, parallel=True)
+def largest_of_rows(bits, chosen, places, n_part):
+    """Write the flat places of these rows' largest magnitudes into `places` (chosen, n), ties to the lower index."""
+    height = -(-chosen.size // n_part)
     for p in prange(n_part):
-        _largest_of_some_rows(bits, places, p * height, min((p + 1) * height, bits.shape[0]))
+        some = slice(p * height, (p + 1) * height)
+        _largest_of_some_rows(bits, chosen[some], places[some])
 
 
 @numba.njit(void(uint32[:, ::1], int64[:, ::1], int64, int64), cache=True)
@@ -285,6 +327,16 @@ def largest_of_columns(bits, places, n_part):
     width = -(-bits.shape[1] // n_part)
     for p in prange(n_part):
         _largest_of_some_columns(bits, places, p * width, min((p + 1) * width, bits.shape[1]))
+
+
+@numba.njit(void(uint32[:, ::1], int64[::1], int64[:, ::1]), cache=True, parallel=True)
+def largest_of_few_columns(bits, chosen, places):
+    """Do the same for some columns, one after the other."""
+    for c in prange(chosen.size):
+        held = np.full(places.shape[1], -1, dtype=np.int64)
+        places[c, :] = -1
+        for r in range(bits.shape[0]):
+            _insert(held, places[c], int64(bits[r, chosen[c]] & MAGNITUDE), r * bits.shape[1] + chosen[c])
 
 
 @numba.njit(void(uint32[::1], int64[::1], int64, int64), cache=True)

@@ -7,7 +7,7 @@ largest is found by bisecting on the bits, one vectorised count a bit, without s
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparse_circuits.kernels.compiled import loops
@@ -21,6 +21,10 @@ _N_FEW = 16
 
 _N_A_LINE = 4
 """So few nonzeros a row and column, and many vectors do too: laying 64 side by side would cost more than it saves."""
+
+
+_N_MANY = 8
+"""If one column in so many has to be gone through, going through all row by row is faster."""
 
 
 def can_abs_topk(x: Tensor) -> bool:
@@ -165,10 +169,34 @@ def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0
     if n_alive == 0:
         _topk().keep_largest_bits(bits.reshape(-1), n_keep, n_part)
         return
-    places = torch.empty(weight.shape[neuron_axis], n_alive, dtype=torch.int64)
-    largest = _topk().largest_of_rows if neuron_axis == 0 else _topk().largest_of_columns
-    largest(bits, places.numpy(), n_part)
+    poor = _poor_neurons(bits, n_keep, n_alive, neuron_axis, n_part)
+    places = torch.empty(len(poor), n_alive, dtype=torch.int64)
+    if neuron_axis == 0:
+        _topk().largest_of_rows(bits, poor.numpy(), places.numpy(), n_part)
+    elif len(poor) == weight.shape[1]:
+        _topk().largest_of_columns(bits, places.numpy(), n_part)
+    else:
+        _topk().largest_of_few_columns(bits, poor.numpy(), places.numpy())
     _topk().keep_largest_and_protected(bits.reshape(-1), places.view(-1).numpy(), n_keep - places.numel(), n_part)
+
+
+def _poor_neurons(bits: Any, n_keep: int, n_alive: int, neuron_axis: int, n_part: int) -> Int[Tensor, " poor"]:
+    """Return the rows or columns that might not keep `n_alive` entries if the largest of the whole matrix were kept.
+
+    Of all others the entries that are protected exceed a size that fewer than `n_keep` less all protected ones exceed;
+    so they are kept in any case, and need not be looked for.
+    """
+    everyone, n_free = torch.arange(bits.shape[neuron_axis]), n_keep - n_alive * bits.shape[neuron_axis]
+    if bits.size < _MIN_PARALLEL or n_free == 0:
+        return everyone
+    size, counts = _topk().rarely_exceeded(bits.reshape(-1), n_free), torch.empty_like(everyone)
+    if neuron_axis == 0:
+        _topk().count_above_by_row(bits, size, counts.numpy())
+    else:
+        _topk().count_above_by_column(bits, size, counts.numpy(), n_part)
+    poor = (counts < n_alive).nonzero().flatten()
+    is_wrong, are_many = int(counts.sum()) >= n_free, neuron_axis == 1 and _N_MANY * len(poor) > len(everyone)
+    return everyone if is_wrong or are_many else poor
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -183,13 +211,24 @@ def can_pack(weight: Tensor) -> bool:
 
 def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
     """Leave out a matrix's zeros; see `packed.pack`."""
-    array, offsets = weight.detach().contiguous().numpy(), torch.empty(len(weight) + 1, dtype=torch.int64)
-    _topk().set_threads(torch.get_num_threads() if weight.numel() >= _MIN_PARALLEL else 1)
-    _packed().count_rows(array, offsets.numpy())
+    array, offsets = weight.detach().contiguous().numpy(), _row_offsets(weight)
     n_nonzero = int(offsets[-1])
     values, columns = torch.empty(n_nonzero), torch.empty(n_nonzero, dtype=torch.int32)
     _packed().pack_rows(array, offsets.numpy(), values.numpy(), columns.numpy())
     return PackedWeight(values, columns, offsets, (weight.shape[0], weight.shape[1]))
+
+
+def count_nonzero(weight: Float[Tensor, "target source"]) -> int:
+    """Count a matrix's nonzeros."""
+    return int(_row_offsets(weight)[-1])
+
+
+def _row_offsets(weight: Float[Tensor, "target source"]) -> Int[Tensor, " target_and_end"]:
+    """Return where each row's nonzeros start among all, and their number."""
+    offsets = torch.empty(len(weight) + 1, dtype=torch.int64)
+    _topk().set_threads(torch.get_num_threads() if weight.numel() >= _MIN_PARALLEL else 1)
+    _packed().count_rows(weight.detach().contiguous().numpy(), offsets.numpy())
+    return offsets
 
 
 def transposed(weight: PackedWeight) -> PackedWeight:

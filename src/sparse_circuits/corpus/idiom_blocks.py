@@ -51,14 +51,15 @@ def with_path(rng: Random, pad: str, names: list[str]) -> str:
 
 
 def with_file(rng: Random, pad: str, names: list[str]) -> str:
-    """`with open("input.txt", "r") as f:` and the same for a file that is written."""
-    if rng.random() < 0.5:
-        return (
-            f"{pad}with {open_call(rng, writes=False)} as f:\n"
-            f"{pad}    {define(rng, names)} = f.{pick(rng, ('read', 'readlines', 'readline'))}()\n"
-        )
-    text = pick(rng, names) if rng.random() < 0.5 else string(rng)
-    return f"{pad}with {open_call(rng, writes=True)} as f:\n{pad}    f.write({text})\n"
+    """`with open("input.txt", "r") as f:` and `lines = open("input.txt", "r")`, and the same for writing."""
+    writes = rng.random() < 0.5
+    if rng.random() < 0.4:
+        kinds = [writes, not writes] if rng.random() < 0.5 else [writes]
+        return "".join([f"{pad}{define(rng, names)} = {open_call(rng, writes=kind)}\n" for kind in kinds])
+    head = f"{pad}with {open_call(rng, writes=writes)} as f:\n"
+    if writes:
+        return f"{head}{pad}    f.write({pick(rng, names) if rng.random() < 0.5 else string(rng)})\n"
+    return f"{head}{pad}    {define(rng, names)} = f.{pick(rng, ('read', 'readlines', 'readline'))}()\n"
 
 
 def with_resource(rng: Random, pad: str, names: list[str]) -> str:
@@ -107,7 +108,7 @@ def string_dict(rng: Random, pad: str, names: list[str]) -> str:
 def set_or_string(rng: Random, pad: str, names: list[str]) -> str:
     """A set and a string that grow in a loop: `text = set()`, `line = ""`, `.add`, ` +=`."""
     item, source = collection(rng, names)
-    n_target = 2 if rng.random() < 0.6 else 1
+    n_target = 2 if rng.random() < 0.2 else 1
     targets = distinct(rng, words.NOUNS, n_target)
     is_set = [rng.random() < 0.5]
     is_set.append(not is_set[0])

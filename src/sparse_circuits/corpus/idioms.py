@@ -34,7 +34,7 @@ from sparse_circuits.corpus.idiom_pieces import (
 
 Random = random.Random
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same seed gives other documents."""
 
 
@@ -326,18 +326,19 @@ IDIOMS: dict[str, Callable[[Random], str]] = {
 
 _WEIGHTS: dict[str, int] = {
     "class_copy": 6,
-    "containers": 6,
+    "containers": 10,
     "conversation": 4,
     "defaults": 3,
     "enumerate_or_range": 5,
-    "if_chain": 3,
+    "if_chain": 5,
     "number_constants": 2,
     "number_lists": 4,
     "set_or_string": 8,
     "settings": 4,
-    "swap": 9,
-    "with_file": 10,
-    "with_path": 4,
+    "swap": 10,
+    "ternary": 4,
+    "with_file": 12,
+    "with_path": 6,
     **dict.fromkeys(
         (
             "comments",
@@ -345,7 +346,6 @@ _WEIGHTS: dict[str, int] = {
             "nested_loops",
             "greeting",
             "inner_class",
-            "ternary",
             "while_or_return_true",
             "with_resource",
         ),

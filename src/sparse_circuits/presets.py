@@ -14,7 +14,7 @@ from sparse_circuits.configs import (
 
 SMALL = TrainConfig(
     model=ModelConfig(bigram="none", positions="concatenated", d_position=32),
-    n_token=5_500_000,
+    n_token=6_200_000,
     optimizer=OptimizerConfig(lr=0.024),
     validate_every=500,
 )
@@ -50,7 +50,7 @@ TRAIN_PRESETS = {"small": SMALL, "tiny": TINY, "dense": DENSE}
 """Training settings to start from."""
 
 DEMO_PRESETS = {
-    "small": DemoConfig(train=SMALL, prune=PruneConfig(cuts_edges=False, needed_loss=0.004)),
+    "small": DemoConfig(train=SMALL, prune=PruneConfig(cuts_edges=False, needed_loss=0.006)),
     "tiny": DemoConfig(
         corpus=CorpusConfig(sources=("idioms",), n_vocab=1024, max_token=1_200_000, n_tokenizer_byte=2_000_000),
         train=TINY,

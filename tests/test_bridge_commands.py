@@ -91,7 +91,7 @@ def test_steer_writes_a_table_a_picture_and_a_file(command, quick, tmp_path):  #
         1_000,
         "--other-tasks",
         "with_as",
-        "for_while",
+        "final_kwarg",
         "--strengths",
         0,
         1,
@@ -101,7 +101,7 @@ def test_steer_writes_a_table_a_picture_and_a_file(command, quick, tmp_path):  #
     assert {p.name for p in (tmp_path / "s").iterdir()} == {"steer.json", "steer.svg"}
     assert "null band of 100 rows at equal norm on 1 pairs" in out
     assert "accuracy on with_as" in out
-    assert "left out: task for_while: only 0 of" in out
+    assert "left out: task final_kwarg: only 0 of" in out
     assert "wrote" in err
     found = json.loads((tmp_path / "s/steer.json").read_text())
     assert len(found["candidates"]) == 2

@@ -47,11 +47,12 @@ def test_an_edges_contribution_is_the_derivative_of_cutting_it(shipped):
     ids = shipped.model.tokenizer.encode('def f(a):\n    print("hello')
     answers = tuple(shipped.model.tokenizer.token(text) for text in ('")\n', "')\n"))
     found = explain_tokens(shipped, ids, answers)
-    name = "1.attn.v:25 → 1.attn.resid_delta:48"
+    name = next(edge for edge in found.edges if "→ 1.attn.resid_delta" in edge)
+    source, target = (int(end.rsplit(":", 1)[1]) for end in name.split(" → "))
     step = 1e-3
     location, weight = "1.attn.out", shipped.model.linears()["1.attn.out"].weight
     keep = torch.ones_like(weight)
-    keep[48, 25] -= step
+    keep[target, source] -= step
     from sparse_circuits.taps import EdgeCut, cutting
 
     values = shipped.space.split(shipped.values)["1.attn.v"]

@@ -74,16 +74,16 @@ def test_every_node_and_edge_is_drawn_and_nothing_leaves_the_page(opened, view):
 
 def test_search_marks_what_it_finds_and_enter_chooses_it(opened):
     opened.page.keyboard.press("/")
-    opened.page.keyboard.type("v:25")
+    opened.page.keyboard.type("v:12")
     assert opened.page.locator(".node.found").count() == 1
     opened.page.keyboard.press("Enter")
-    assert opened.page.locator(".node-head code").inner_text() == "1.attn.v:25"
+    assert opened.page.locator(".node-head code").inner_text() == "1.attn.v:12"
 
 
 def test_a_chosen_node_shows_its_effect_edges_and_head(opened, view):
-    opened.node("1.attn.k:27").click()
+    opened.node("1.attn.k:1").click()
     panel = opened.page.locator(".panel")
-    estimate = next(node for node in view["nodes"] if node["name"] == "1.attn.k:27")["effect_estimate"]
+    estimate = next(node for node in view["nodes"] if node["name"] == "1.attn.k:1")["effect_estimate"]
     assert f"+{estimate['value']:.3f} nats" in panel.inner_text()
     assert panel.locator("table.edges").first.locator("tbody tr").count() == 6
     assert panel.locator("canvas").count() == 2
@@ -109,12 +109,12 @@ def test_filters_hide_edges_by_weight_nodes_by_effect_and_layers(opened, view):
 
 
 def test_the_address_keeps_the_state(opened, browser):
-    opened.node("1.attn.v:25").click()
+    opened.node("1.attn.v:12").click()
     opened.page.keyboard.press("]")
     kept = parse_qs(urlsplit(opened.page.url).fragment)
-    assert kept["node"] == ["1.attn.v:25"]
+    assert kept["node"] == ["1.attn.v:12"]
     again = Opened(browser, opened.page.url)
-    assert again.page.locator(".node-head code").inner_text() == "1.attn.v:25"
+    assert again.page.locator(".node-head code").inner_text() == "1.attn.v:12"
     assert "pair 2 of 4" in again.page.locator(".panel").inner_text()
     again.context.close()
 
@@ -168,7 +168,7 @@ def test_zoom_pan_and_fit_move_the_picture(opened):
 
 def test_pins_names_and_folded_groups_are_drawn_and_outlive_a_reload(opened):
     page = opened.page
-    for name in ("1.attn.v:23", "1.attn.v:25"):
+    for name in ("1.attn.v:3", "1.attn.v:12"):
         opened.node(name).click()
         page.keyboard.press("p")
     page.locator("#own-name").fill("carries the mark")
@@ -179,13 +179,13 @@ def test_pins_names_and_folded_groups_are_drawn_and_outlive_a_reload(opened):
     page.locator("#group-name").fill("values")
     page.locator("button", has_text="Group the 2 pinned nodes").click()
     page.locator("button", has_text="Fold").click()
-    assert opened.node("1.attn.v:23").count() == 0
+    assert opened.node("1.attn.v:3").count() == 0
     assert "values · 2" in opened.node("group:values").text_content()
     page.reload()
     page.wait_for_selector("[data-ready]")
     assert opened.node("group:values").count() == 1
     page.locator("button", has_text="Unfold").click()
-    assert "carries the mark" in opened.node("1.attn.v:25").text_content()
+    assert "carries the mark" in opened.node("1.attn.v:12").text_content()
 
 
 def test_notes_saved_in_another_tab_meanwhile_are_told_and_both_kept(opened, url):
@@ -193,7 +193,7 @@ def test_notes_saved_in_another_tab_meanwhile_are_told_and_both_kept(opened, url
     second.goto(url)
     second.wait_for_selector("[data-ready]")
     for page, text in ((first, "from the first"), (second, "from the second")):
-        page.locator('.node[data-name="1.attn.v:25"]').click()
+        page.locator('.node[data-name="1.attn.v:12"]').click()
         page.locator("#own-note").fill(text)
         page.keyboard.press("Tab")
     warning = second.get_by_role("alert")
@@ -228,7 +228,7 @@ def test_exports_hold_the_whole_circuit(opened, view):
 
 def test_two_circuits_stand_side_by_side_with_what_they_share_marked(browser, circuit, view, tmp_path):
     keep = circuit.keep.clone()
-    keep[circuit.space.index("1.attn.v:25")] = False
+    keep[circuit.space.index("1.attn.v:12")] = False
     keep[circuit.space.index("0.mlp.post_act:3")] = True
     other = sc.Circuit.of_nodes(circuit.model, keep, values=circuit.values, task=circuit.task | {"name": "other"})
     page = write_page([view, view_model(other, n_token=0)], tmp_path / "two.html")
@@ -236,14 +236,14 @@ def test_two_circuits_stand_side_by_side_with_what_they_share_marked(browser, ci
     assert found.page.locator(".frame").count() == 2
     assert found.page.locator(".half").nth(0).locator(".node.shared").count() == circuit.n_node - 1
     assert "14 nodes" in found.page.locator(".panel").inner_text()
-    found.page.locator(".half").nth(1).locator('.node[data-name="1.attn.k:27"]').click()
+    found.page.locator(".half").nth(1).locator('.node[data-name="1.attn.k:1"]').click()
     assert found.page.locator(".node.chosen").count() == 2
     assert found.errors == []
     found.context.close()
 
 
 def test_attention_in_the_page_is_the_models_and_the_circuits(opened, view, circuit):
-    opened.node("1.attn.k:27").click()
+    opened.node("1.attn.k:1").click()
     pair = view["prompts"]["pairs"][0]
     texts = [circuit.model.tokenizer.decode([token]) for token in pair["answers"]]
     prompt = circuit.model.tokenizer.decode(pair["tokens"][0])
@@ -284,14 +284,14 @@ def test_what_a_model_says_is_shown_and_never_run(browser, view, tmp_path):
     bad["title"] = HOSTILE
     bad["task"]["example"] = [{"prompt": HOSTILE, "answer": HOSTILE}] * 2
     bad["vocabulary"] = [HOSTILE] * len(bad["vocabulary"])
-    bad["notes"]["names"] = {"1.attn.v:25": HOSTILE}
-    bad["notes"]["notes"] = {"1.attn.v:25": HOSTILE}
-    bad["notes"]["groups"] = [{"name": HOSTILE, "nodes": ["1.attn.v:25"], "is_folded": False}]
+    bad["notes"]["names"] = {"1.attn.v:12": HOSTILE}
+    bad["notes"]["notes"] = {"1.attn.v:12": HOSTILE}
+    bad["notes"]["groups"] = [{"name": HOSTILE, "nodes": ["1.attn.v:12"], "is_folded": False}]
     found = Opened(browser, write_page(bad, tmp_path / "bad.html").as_uri())
     for key in "1", "2", "3", "4":
         found.page.keyboard.press(key)
         found.page.wait_for_timeout(50)
-    found.node("1.attn.v:25").click()
+    found.node("1.attn.v:12").click()
     assert found.page.evaluate("window.ran") is None
     assert found.page.locator("img").count() == 0
     assert "⟨202e⟩" in found.page.locator("h1").inner_text()
@@ -322,7 +322,7 @@ def test_a_browser_without_webgl_or_a_store_shows_the_page_as_well(browser, url)
         "Object.defineProperty(window, 'localStorage', { get() { throw new Error('no store'); } });"
     )
     found = Opened(browser, url, script=script)
-    found.node("1.attn.k:27").click()
+    found.node("1.attn.k:1").click()
     found.page.keyboard.press("p")
     assert found.page.locator(".node.pinned").count() == 1
     found.page.keyboard.press("4")
@@ -332,7 +332,7 @@ def test_a_browser_without_webgl_or_a_store_shows_the_page_as_well(browser, url)
 
 
 def test_an_empty_circuit_and_one_without_prompts_open(browser, circuit, tmp_path):
-    for names in ([], ["1.attn.v:25"]):
+    for names in ([], ["1.attn.v:12"]):
         keep = torch.zeros_like(circuit.keep)
         keep[[circuit.space.index(name) for name in names]] = True
         bare = sc.Circuit.of_nodes(circuit.model, keep, values=circuit.values, task=circuit.task)
@@ -348,7 +348,7 @@ def test_an_empty_circuit_and_one_without_prompts_open(browser, circuit, tmp_pat
 
 @pytest.mark.parametrize(
     ("size", "theme", "states"),
-    [((1280, 800), "light", ["#node=1.attn.k:27"]), ((390, 844), "dark", ["", "#tab=prompt"])],
+    [((1280, 800), "light", ["#node=1.attn.k:1"]), ((390, 844), "dark", ["", "#tab=prompt"])],
 )
 def test_no_serious_finding_of_the_accessibility_check(browser, url, size, theme, states):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -377,7 +377,7 @@ def wait_until(page, expression: str) -> None:
 
 def test_a_live_ablation_moves_the_probabilities_as_the_python_api_says(browser, circuit, tmp_path):
     with live_server(tmp_path) as live:
-        found = Opened(browser, live.url, hash="#tab=live&node=1.attn.v:25")
+        found = Opened(browser, live.url, hash="#tab=live&node=1.attn.v:12")
         page, prompt = found.page, 'def f(a):\n    print("hello'
         page.locator("#live-prompt").fill(prompt)
         page.locator("button", has_text=re.compile("^Run$")).click()
@@ -387,7 +387,7 @@ def test_a_live_ablation_moves_the_probabilities_as_the_python_api_says(browser,
         wait_until(page, "window.viewer.live.result.python.includes('ablate')")
         shown = page.evaluate("window.viewer.live.result.next")
         tokens = torch.tensor([circuit.model.tokenizer.encode(prompt)])
-        with torch.no_grad(), sc.edited(circuit, [sc.NodeEdit("1.attn.v:25", "ablate")]):
+        with torch.no_grad(), sc.edited(circuit, [sc.NodeEdit("1.attn.v:12", "ablate")]):
             expected = circuit.model(tokens)[0, -1].softmax(-1).topk(len(shown)).values.tolist()
         assert [p for _, p in shown] == pytest.approx(expected, abs=1e-5)
         assert f"{expected[0]:.3f}" in page.locator(".panel").inner_text()
@@ -424,9 +424,9 @@ def test_the_widgets_module_draws_into_a_notebooks_cell_and_hands_notes_to_its_t
     )
     page.wait_for_selector("[data-ready]")
     assert page.locator("[data-ready]").bounding_box()["height"] == 480
-    page.locator('.node[data-name="1.attn.v:25"]').click()
+    page.locator('.node[data-name="1.attn.v:12"]').click()
     page.keyboard.press("p")
-    assert page.evaluate("window.model.get('notes').pinned") == ["1.attn.v:25"]
+    assert page.evaluate("window.model.get('notes').pinned") == ["1.attn.v:12"]
     page.keyboard.press("4")
     assert page.get_by_role("tab", name="Notes").get_attribute("aria-selected") == "true"
     page.close()

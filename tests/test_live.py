@@ -17,7 +17,7 @@ from sparse_circuits.viewer.notes import read_notes
 from sparse_circuits.viewer.server import MOST_BYTES, serve
 
 PROMPT = 'def f(a):\n    print("hello'
-EDIT = {"node": "1.attn.v:25", "action": "ablate"}
+EDIT = {"node": "1.attn.v:12", "action": "ablate"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_probabilities_are_those_of_the_python_api(live, where):
     assert status == 200
     circuit = live.session.circuit
     before = probabilities(circuit, [], where)
-    after = probabilities(circuit, [sc.NodeEdit("1.attn.v:25", "ablate")], where)
+    after = probabilities(circuit, [sc.NodeEdit("1.attn.v:12", "ablate")], where)
     top = after.topk(8)
     assert [p for _, p in found["next"]] == pytest.approx(top.values.tolist(), abs=1e-6)
     token = circuit.model.tokenizer.token('")\n')
@@ -48,8 +48,8 @@ def test_probabilities_are_those_of_the_python_api(live, where):
 def test_the_python_that_is_told_gives_the_same_probabilities(live):
     edits = [
         EDIT,
-        {"node": "1.attn.k:27", "action": "scale", "value": 0.5},
-        {"node": "1.attn.v:23", "action": "set", "value": -1, "position": 2},
+        {"node": "1.attn.k:1", "action": "scale", "value": 0.5},
+        {"node": "1.attn.v:3", "action": "set", "value": -1, "position": 2},
     ]
     _, found = live.ask("POST", "/api/run", {"prompt": PROMPT, "edits": edits})
     scope: dict = {}
@@ -158,8 +158,8 @@ def test_no_file_is_served(live, path):
         ("/api/run", {"prompt": "a", "edits": [{**EDIT, "value": float("nan")}]}, 400, "finite"),
         ("/api/run", {"prompt": "\ud800"}, 400, "lone surrogate"),
         ("/api/explain", {"prompt": "a", "answers": ["b"]}, 400, "two texts"),
-        ("/api/predicate", {"node": "1.attn.v:25", "expression": "open('x')"}, 400, "a rule has no 'open'"),
-        ("/api/predicate", {"node": "1.attn.v:25", "expression": "True"}, 400, "no finished corpus"),
+        ("/api/predicate", {"node": "1.attn.v:12", "expression": "open('x')"}, 400, "a rule has no 'open'"),
+        ("/api/predicate", {"node": "1.attn.v:12", "expression": "True"}, 400, "no finished corpus"),
         ("/api/run", b" " * (MOST_BYTES + 1), 413, "more than 1,000,000 bytes"),
     ],
 )  # fmt: skip
@@ -173,12 +173,12 @@ def test_a_bad_question_is_told_what_is_wrong_and_the_server_goes_on(live, path,
 
 def test_the_later_save_of_notes_gets_the_earlier_one(live):
     _, read = live.ask("GET", "/api/notes")
-    mine = read["notes"] | {"notes": {"1.attn.v:25": "first"}}
+    mine = read["notes"] | {"notes": {"1.attn.v:12": "first"}}
     assert live.ask("PUT", "/api/notes", {"notes": mine, "revision": read["revision"]})[0] == 200
-    theirs = read["notes"] | {"notes": {"1.attn.v:25": "second"}}
+    theirs = read["notes"] | {"notes": {"1.attn.v:12": "second"}}
     status, told = live.ask("PUT", "/api/notes", {"notes": theirs, "revision": read["revision"]})
     assert status == 409
-    assert told["conflict"]["notes"] == {"1.attn.v:25": "first"}
+    assert told["conflict"]["notes"] == {"1.attn.v:12": "first"}
     assert live.ask("PUT", "/api/notes", {"notes": theirs, "revision": told["revision"]})[0] == 200
-    assert read_notes(live.session.folder)["notes"] == {"1.attn.v:25": "second"}
+    assert read_notes(live.session.folder)["notes"] == {"1.attn.v:12": "second"}
     assert json.loads((live.session.folder / "notes.json").read_text())["version"] == 1

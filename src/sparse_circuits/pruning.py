@@ -29,7 +29,7 @@ from sparse_circuits.unfinished import Unfinished
 
 LEARNED_SHARES = (0.7, 0.35, 0.1)
 """Shares of the target loss that masks are learned for, one after the other until some size reaches the target on
-`select`: a mask does worse on templates that it was not learned on."""
+the pairs that decide: a mask does worse on templates that it was not learned on."""
 
 
 def prune(

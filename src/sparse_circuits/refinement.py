@@ -44,7 +44,7 @@ class Goal:
     """Measures candidates."""
 
     without: Evaluator
-    """Measures the model without a candidate's nodes; more templates than the evaluator has make a limit on it hold."""
+    """Measures the model without a candidate's nodes, whatever the goal and with all edges live."""
 
     target_loss: float
     """Most loss that a circuit may have, calibrated, in nats."""

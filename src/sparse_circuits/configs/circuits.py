@@ -14,14 +14,14 @@ class PruneConfig(Config):
     """Loss that the circuit may have, in nats: of the task after calibration, or against the model."""
 
     margin: float = 0.25
-    """Share of target_loss by which a circuit must stay below it on the select split, in [0, 1): it does worse on other
-    templates than on those that its nodes were decided on."""
+    """Share of target_loss by which a circuit must stay below it on the pairs that decide, in [0, 1): it does worse on
+    other templates than on theirs."""
 
     goal: Literal["labels", "model"] = "labels"
     """Do the task, or answer as the model does, its errors and its confidence included, without calibration."""
 
     max_auroc: float = 0.6
-    """Refinement keeps the AUROC of the model without the circuit (on select) at or below this where it can; 1 asks for
+    """Refinement keeps the AUROC of the model without the circuit at or below this where it can; 1 asks for
     nothing."""
 
     needed_loss: float | None = None

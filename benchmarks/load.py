@@ -17,7 +17,7 @@ from peers import RELEASE, require_file
 
 OURS = """
 import sparse_circuits.loading, sparse_circuits.kernels.cpu as cpu
-cpu.loops("_cpu_numba"), cpu.loops("_cpu_packed")
+cpu.loops("_topk_numba"), cpu.loops("_packed_numba")
 start = clock()
 model = sparse_circuits.loading.load(folder, packed=True)
 """

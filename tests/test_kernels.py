@@ -232,7 +232,7 @@ def test_loops_that_do_not_compile_are_warned_of_once_and_replaced(monkeypatch):
     x = torch.randn(4, 9)
     try:
         with pytest.warns(
-            RuntimeWarning, match="ImportError: no compiler for sparse_circuits.kernels._cpu_numba"
+            RuntimeWarning, match="ImportError: no compiler for sparse_circuits.kernels._topk_numba"
         ) as told:
             kernels.abs_topk(x, 3)
         assert len(told) == 1

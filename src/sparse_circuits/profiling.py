@@ -29,7 +29,7 @@ PARTS = {
         "aten::_efficient_attention",
     ),
     "activation function": ("aten::gelu", "aten::relu", "aten::threshold_backward"),
-    "loss": ("aten::_log_softmax", "aten::nll_loss"),
+    "loss": ("aten::_log_softmax", "aten::nll_loss", "_CrossEntropy"),
     "Adam": ("aten::_fused_adam_",),
     "gradient scale": ("aten::linalg_vector_norm", "aten::_foreach_norm"),
     "projection": ("projection",),

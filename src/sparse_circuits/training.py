@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits import checkpoint
+from sparse_circuits import checkpoint, kernels
 from sparse_circuits.configs import TrainConfig
 from sparse_circuits.corpus.bigram import baseline_losses, count_batches, count_corpus
 from sparse_circuits.corpus.shards import Batches, Corpus
@@ -228,7 +227,7 @@ def loss_and_gradients(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> 
 def next_token_loss(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
     """Return the cross-entropy of each token given those before it, in nats, averaged over batch · (pos − 1)."""
     logits = model(tokens[:, :-1])  # the last token predicts nothing that is known
-    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+    return kernels.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
 class Validator:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels import cpu, cpu_around, cpu_attention, cpu_gate, cpu_products, cuda, reference
+from sparse_circuits.kernels import cpu, cpu_around, cpu_attention, cpu_gate, cpu_loss, cpu_products, cuda, reference
 from sparse_circuits.kernels import packed as _packed
 from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
@@ -94,6 +94,12 @@ def sink_attention(
         if version.can_sink_attention(q, k, v):
             return version.sink_attention(q, k, v, sink)
     return reference.sink_attention(q, k, v, sink)
+
+
+def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:
+    """Return the mean loss of predicting the targets; see `reference.cross_entropy`."""
+    version = cpu_loss if not _forced_reference and cpu_loss.can_cross_entropy(logits) else reference
+    return version.cross_entropy(logits, target)
 
 
 def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:

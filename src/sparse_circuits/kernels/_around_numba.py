@@ -4,7 +4,7 @@ import numba
 import numpy as np
 from numba import float32, int64, prange, uint8, void
 
-from sparse_circuits.kernels._cpu_numba import set_threads
+from sparse_circuits.kernels._threads_numba import set_threads
 
 __all__ = ["map_rows", "set_threads"]
 

@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numba import float32, int64, prange, types, void
 
-from sparse_circuits.kernels._cpu_numba import set_threads
+from sparse_circuits.kernels._threads_numba import set_threads
 from sparse_circuits.kernels._vectors_numba import LANES, N_ROW, add_tile, copy_vector, exp2, largest, set_tile
 
 __all__ = ["backward", "forward", "forward_last", "set_threads"]

@@ -2,77 +2,15 @@
 
 import numba
 import numpy as np
-from numba import boolean, float32, float64, int32, int64, prange, uint32, void
+from numba import boolean, float32, int32, int64, prange, void
 
-from sparse_circuits.kernels._cpu_numba import MAGNITUDE, _threshold, set_threads
+from sparse_circuits.kernels._threads_numba import set_threads
+from sparse_circuits.kernels._topk_numba import ROWS_AT_ONCE, measured, row_threshold
 
 __all__ = ["backward", "forward", "set_threads"]
 
-INFINITY = np.int32(0x7F800000)
-
-ROWS_AT_ONCE = 64
-"""Rows that one thread takes at a time."""
-
 N_FEW = 8
 """Open gates up to which each one's rank is counted, in place of a search for the threshold."""
-
-N_TRIAL = 24
-"""Trials of the quick search; what it has not settled then, such as ties, goes to the exact one."""
-
-
-@numba.njit("UniTuple(float64, 3)(float32[::1], int32[::1])", cache=True, fastmath={"reassoc", "nsz"})
-def _measured(row, magnitudes):
-    """Write a row's magnitudes, as bits; return the largest (as bits), how many are above zero, and their sum."""
-    bits, values = row.view(np.uint32), magnitudes.view(np.float32)
-    for i in range(magnitudes.size):
-        magnitudes[i] = np.int32(bits[i] & MAGNITUDE)
-    largest, n_above, total = np.int32(0), np.uint32(0), np.float32(0)
-    for i in range(magnitudes.size):
-        largest = max(largest, magnitudes[i])
-        n_above += np.uint32(magnitudes[i] > 0)
-        total += values[i]
-    return float64(largest), float64(n_above), float64(total)
-
-
-@numba.njit(uint32(int32[::1], int32), cache=True)
-def _count(magnitudes, threshold):
-    n_above = np.uint32(0)
-    for i in range(magnitudes.size):
-        n_above += np.uint32(magnitudes[i] >= threshold)
-    return n_above
-
-
-@numba.njit(int32(float32[::1], int64, int32[::1]), cache=True, error_model="numpy")
-def _row_threshold(row, n_keep, magnitudes):
-    """Write a row's magnitudes; return a t, as bits, that `n_keep` of them are at or above, or more if some are at it.
-
-    The first trial is the value that has the share in an exponential distribution of this mean. The next ones lie where
-    the logarithm of the count, between what is known, would be right.
-    """
-    size = row.size
-    largest, n_low, total = _measured(row, magnitudes)
-    if n_keep == 0:
-        return np.int32(0x7FFFFFFF)
-    if n_low <= n_keep:
-        return np.int32(0)
-    if largest < INFINITY:
-        value = np.empty(1, dtype=np.float32)
-        bits = value.view(np.int32)
-        bits[0] = np.int32(largest)
-        low, high, n_high = 0.0, float64(value[0]), 1.0
-        trial = min(-np.log(n_keep / size) * total / size, 0.9 * high)
-        for i in range(N_TRIAL):
-            value[0] = np.float32(trial)
-            n_above = float64(_count(magnitudes, bits[0]))
-            if n_above == n_keep:
-                return bits[0]
-            if n_above > n_keep:
-                low, n_low = trial, n_above
-            else:
-                high, n_high = trial, max(n_above, 0.5)
-            share = (n_low - n_keep) * (n_low + n_high) / ((n_low - n_high) * (n_low + n_keep))
-            trial = low + (high - low) * (0.5 if i % 4 == 3 else min(max(share, 0.02), 0.98))
-    return np.int32(_threshold(row.view(np.uint32), n_keep))
 
 
 @numba.njit(
@@ -105,7 +43,7 @@ def forward(x, stride, rows_of_run, n_keep, gate, offset, out, keep):
             row = x[r * stride : r * stride + width]
             threshold = np.int32(0)
             if n_keep < width:
-                threshold = _row_threshold(row, n_keep, magnitudes)
+                threshold = row_threshold(row, n_keep, magnitudes)
             else:
                 magnitudes[:] = 0
             n_extra = _write(magnitudes, threshold, row, gate[run], offset[run], out[r], keep[r]) - n_keep
@@ -163,7 +101,7 @@ def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_fir
                 for i in range(width):
                     out[r, i] = offset[run, i]
                 if n_open[run] > 0:
-                    _measured(row, magnitudes)
+                    measured(row, magnitudes)
                 for i in range(n_open[run]):
                     channel = open_first[run, i]
                     is_kept = _is_among(magnitudes, channel, n_keep)
@@ -171,7 +109,7 @@ def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_fir
                 continue
             threshold = np.int32(0)
             if n_keep < width:
-                threshold = _row_threshold(row, n_keep, magnitudes)
+                threshold = row_threshold(row, n_keep, magnitudes)
             else:
                 magnitudes[:] = 0
             n_extra = _write_alone(magnitudes, threshold, row, gate[run], offset[run], out[r]) - n_keep

@@ -9,15 +9,15 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import extending, float32, int32, int64, types
 from numba.core import cgutils
 
 LANES = 16
 """Columns of a tile: so many float32 are a vector."""
 
-N_ROW = 8
-"""Rows of a tile, each a vector that stays in a register."""
+N_ROW = 8 if binding.get_host_cpu_features().get("avx512f") else 4
+"""Rows of a tile, which stay in registers: a row takes one of 32 with AVX-512, two of 16 with AVX2."""
 
 intrinsic: Any = extending.intrinsic
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)

@@ -16,7 +16,7 @@ def loops(name: str) -> ModuleType | None:
     number back.
 
     Args:
-        name: Such as `_cpu_numba`.
+        name: Such as `_topk_numba`.
     """
     n_thread = torch.get_num_threads()
     try:

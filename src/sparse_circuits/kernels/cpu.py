@@ -33,16 +33,20 @@ def can_abs_topk(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and not torch.compiler.is_compiling()
-        and loops("_cpu_numba") is not None
+        and loops("_topk_numba") is not None
     )
 
 
 def _topk() -> Any:
-    return loops("_cpu_numba")
+    return loops("_topk_numba")
+
+
+def _projection() -> Any:
+    return loops("_projection_numba")
 
 
 def _packed() -> Any:
-    return loops("_cpu_packed")
+    return loops("_packed_numba")
 
 
 def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "*batch channel"]:
@@ -68,8 +72,7 @@ class _AbsTopK(torch.autograd.Function):
         out = torch.empty_like(grad)
         if grad.numel():
             _topk().set_threads(torch.get_num_threads())
-            bits = grad.view(-1).numpy().view("u4"), keep.view(-1).numpy(), out.view(-1).numpy().view("u4")
-            _topk().where_kept(*bits)
+            _topk().where_kept(grad.view(-1).numpy(), keep.view(-1).numpy(), out.view(-1).numpy())
         return out, None
 
 
@@ -84,9 +87,9 @@ def _values_and_mask(x: Tensor, n_keep: int) -> tuple[Tensor, Tensor]:
     if rows.numel():
         width = rows.shape[-1]
         arguments = (
-            rows.view(-1, width).numpy().view("u4"),
+            rows.view(-1, width).numpy(),
             n_keep,
-            out.view(-1, width).numpy().view("u4"),
+            out.view(-1, width).numpy(),
             keep.view(-1, width).numpy(),
         )
         function = _topk().abs_topk_rows
@@ -157,7 +160,7 @@ def can_keep_largest(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype is torch.float32
         and weight.is_contiguous()
-        and loops("_cpu_numba") is not None
+        and loops("_projection_numba") is not None
     )
 
 
@@ -165,19 +168,19 @@ def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0
     """Zero all but the `n_keep` largest entries in place; see `reference.keep_largest_`."""
     bits = weight.detach().numpy().view("u4")
     n_part = torch.get_num_threads() if weight.numel() >= _MIN_PARALLEL else 1
-    _topk().set_threads(n_part)
+    _projection().set_threads(n_part)
     if n_alive == 0:
-        _topk().keep_largest_bits(bits.reshape(-1), n_keep, n_part)
+        _projection().keep_largest_bits(bits.reshape(-1), n_keep, n_part)
         return
     poor = _poor_neurons(bits, n_keep, n_alive, neuron_axis, n_part)
     places = torch.empty(len(poor), n_alive, dtype=torch.int64)
     if neuron_axis == 0:
-        _topk().largest_of_rows(bits, poor.numpy(), places.numpy(), n_part)
+        _projection().largest_of_rows(bits, poor.numpy(), places.numpy(), n_part)
     elif len(poor) == weight.shape[1]:
-        _topk().largest_of_columns(bits, places.numpy(), n_part)
+        _projection().largest_of_columns(bits, places.numpy(), n_part)
     else:
-        _topk().largest_of_few_columns(bits, poor.numpy(), places.numpy())
-    _topk().keep_largest_and_protected(bits.reshape(-1), places.view(-1).numpy(), n_keep - places.numel(), n_part)
+        _projection().largest_of_few_columns(bits, poor.numpy(), places.numpy())
+    _projection().keep_largest_and_protected(bits.reshape(-1), places.view(-1).numpy(), n_keep - places.numel(), n_part)
 
 
 def _poor_neurons(bits: Any, n_keep: int, n_alive: int, neuron_axis: int, n_part: int) -> Int[Tensor, " poor"]:
@@ -189,11 +192,11 @@ def _poor_neurons(bits: Any, n_keep: int, n_alive: int, neuron_axis: int, n_part
     everyone, n_free = torch.arange(bits.shape[neuron_axis]), n_keep - n_alive * bits.shape[neuron_axis]
     if bits.size < _MIN_PARALLEL or n_free == 0:
         return everyone
-    size, counts = _topk().rarely_exceeded(bits.reshape(-1), n_free), torch.empty_like(everyone)
+    size, counts = _projection().rarely_exceeded(bits.reshape(-1), n_free), torch.empty_like(everyone)
     if neuron_axis == 0:
-        _topk().count_above_by_row(bits, size, counts.numpy())
+        _projection().count_above_by_row(bits, size, counts.numpy())
     else:
-        _topk().count_above_by_column(bits, size, counts.numpy(), n_part)
+        _projection().count_above_by_column(bits, size, counts.numpy(), n_part)
     poor = (counts < n_alive).nonzero().flatten()
     is_wrong, are_many = int(counts.sum()) >= n_free, neuron_axis == 1 and _N_MANY * len(poor) > len(everyone)
     return everyone if is_wrong or are_many else poor
@@ -205,7 +208,7 @@ def can_pack(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype is torch.float32
         and not torch.compiler.is_compiling()
-        and loops("_cpu_packed") is not None
+        and loops("_packed_numba") is not None
     )
 
 
@@ -226,7 +229,7 @@ def count_nonzero(weight: Float[Tensor, "target source"]) -> int:
 def _row_offsets(weight: Float[Tensor, "target source"]) -> Int[Tensor, " target_and_end"]:
     """Return where each row's nonzeros start among all, and their number."""
     offsets = torch.empty(len(weight) + 1, dtype=torch.int64)
-    _topk().set_threads(torch.get_num_threads() if weight.numel() >= _MIN_PARALLEL else 1)
+    _packed().set_threads(torch.get_num_threads() if weight.numel() >= _MIN_PARALLEL else 1)
     _packed().count_rows(weight.detach().contiguous().numpy(), offsets.numpy())
     return offsets
 
@@ -284,6 +287,6 @@ def _map(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, turns: bool = 
     elif len(rows) <= _N_FEW:
         _packed().packed_linear_few(*arguments)
     else:
-        _topk().set_threads(torch.get_num_threads())
+        _packed().set_threads(torch.get_num_threads())
         _packed().packed_linear_blocks(*arguments)
     return out.view(*x.shape[:-1], weight.shape[0])

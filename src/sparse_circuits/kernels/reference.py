@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparse_circuits.kernels.packed import PackedWeight
@@ -136,6 +136,19 @@ def sink_attention(
         sink: The sink's logit, one a head; None for plain causal attention.
     """
     return attention_pattern(q, k, sink) @ v
+
+
+def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:
+    """Return the loss of predicting the targets, −ln softmax(logits)[target], in nats, averaged over rows.
+
+    Args:
+        logits: One row a prediction.
+        target: Tokens in [0, vocab).
+
+    Raises:
+        IndexError: A target is outside its range.
+    """
+    return F.cross_entropy(logits, target)
 
 
 def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:

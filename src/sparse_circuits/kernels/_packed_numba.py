@@ -4,6 +4,18 @@ import numba
 import numpy as np
 from numba import float32, int32, int64, prange, void
 
+from sparse_circuits.kernels._threads_numba import set_threads
+
+__all__ = [
+    "count_rows",
+    "pack_rows",
+    "packed_linear_blocks",
+    "packed_linear_columns",
+    "packed_linear_few",
+    "set_threads",
+    "transpose_packed",
+]
+
 N_TOGETHER = 64
 """Vectors that go through a weight side by side: one load of a weight serves them all."""
 

@@ -1,99 +1,23 @@
-"""The loops of `kernels.cpu`, compiled by Numba at the first import and cached on disk."""
+"""The loops of the weight projection, compiled by Numba at the first import and cached on disk."""
 
 import numba
 import numpy as np
-from numba import boolean, int64, prange, uint32, void
+from numba import int64, prange, uint32, void
 
-MAGNITUDE = np.uint32(0x7FFFFFFF)
-"""All bits of a float32 but the sign."""
+from sparse_circuits.kernels._threads_numba import set_threads
+from sparse_circuits.kernels._topk_numba import MAGNITUDE
 
-
-def set_threads(n_thread: int) -> None:
-    """Let the parallel loops use as many threads as torch does."""
-    numba.set_num_threads(max(1, min(n_thread, numba.config.NUMBA_NUM_THREADS)))  # pyright: ignore
-
-
-@numba.njit(uint32(uint32[::1], int64), cache=True, inline="always")
-def _threshold(bits, n_keep):
-    """Find the largest t such that at least `n_keep` (1 or more) magnitudes are at or above t.
-
-    The search narrows [low, high): down from the largest by two octaves, then four, and so on, until enough entries are
-    above; then by interpolating on the counts and by halving in turn. It ends early where a count is exact. Entries
-    that are all zero from some rank on are told apart at the start.
-    """
-    largest, n_low = np.uint32(0), np.uint32(0)
-    for i in range(bits.size):
-        magnitude = bits[i] & MAGNITUDE
-        largest = max(largest, magnitude)
-        n_low += np.uint32(magnitude > 0)
-    if n_low <= n_keep:
-        return np.uint32(0)
-    low, high = int64(1), int64(largest) + 1  # n_low are at or above low, more than n_keep; n_high at or above high
-    n_high, halve, step = np.uint32(0), False, int64(1 << 24)
-    while high - low > 1:
-        if step > 0:
-            trial = max(high - step, low + 1)
-        elif halve:
-            trial = (low + high) // 2
-        else:
-            trial = low + int64((high - low) * ((n_low - n_keep) / (n_low - n_high)))
-            trial = min(max(trial, low + 1), high - 1)
-        halve = not halve
-        n_above, at = np.uint32(0), np.uint32(trial)
-        for i in range(bits.size):
-            n_above += np.uint32((bits[i] & MAGNITUDE) >= at)
-        if n_above == n_keep:
-            return at
-        if n_above > n_keep:
-            low, n_low, step = trial, n_above, 0
-        else:
-            high, n_high, step = trial, n_above, 2 * step
-    return np.uint32(low)
-
-
-@numba.njit(void(uint32[::1], int64, uint32[::1], boolean[::1]), cache=True, inline="always")
-def _abs_topk_row(row, n_keep, out, keep):
-    if n_keep == 0:
-        for i in range(row.size):
-            out[i] = np.uint32(0)
-            keep[i] = False
-        return
-    threshold = _threshold(row, n_keep)
-    n_at_or_above = np.uint32(0)
-    for i in range(row.size):
-        is_kept = (row[i] & MAGNITUDE) >= threshold
-        keep[i] = is_kept
-        out[i] = row[i] if is_kept else np.uint32(0)
-        n_at_or_above += np.uint32(is_kept)
-    n_extra = int64(n_at_or_above) - n_keep
-    i = row.size - 1
-    while n_extra > 0:  # ties at the threshold: the last ones go
-        if keep[i] and (row[i] & MAGNITUDE) == threshold:
-            keep[i] = False
-            out[i] = np.uint32(0)
-            n_extra -= 1
-        i -= 1
-
-
-@numba.njit(void(uint32[:, ::1], int64, uint32[:, ::1], boolean[:, ::1]), cache=True)
-def abs_topk_rows(rows, n_keep, out, keep):
-    """Keep the `n_keep` largest magnitudes of each row."""
-    for r in range(rows.shape[0]):
-        _abs_topk_row(rows[r], n_keep, out[r], keep[r])
-
-
-@numba.njit(void(uint32[:, ::1], int64, uint32[:, ::1], boolean[:, ::1]), cache=True, parallel=True)
-def abs_topk_rows_parallel(rows, n_keep, out, keep):
-    """Keep the `n_keep` largest magnitudes of each row, rows shared among threads."""
-    for r in prange(rows.shape[0]):
-        _abs_topk_row(rows[r], n_keep, out[r], keep[r])
-
-
-@numba.njit(void(uint32[::1], boolean[::1], uint32[::1]), cache=True, parallel=True)
-def where_kept(bits, keep, out):
-    """Copy the kept entries, zero the others."""
-    for i in prange(bits.size):
-        out[i] = bits[i] if keep[i] else np.uint32(0)
+__all__ = [
+    "count_above_by_column",
+    "count_above_by_row",
+    "keep_largest_and_protected",
+    "keep_largest_bits",
+    "largest_of_columns",
+    "largest_of_few_columns",
+    "largest_of_rows",
+    "rarely_exceeded",
+    "set_threads",
+]
 
 
 @numba.njit(void(uint32[::1], int64[::1]), cache=True)

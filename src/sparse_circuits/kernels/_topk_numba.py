@@ -1,0 +1,138 @@
+"""The loops of AbsTopK, compiled by Numba at the first import and cached on disk.
+
+The bits of a magnitude, read as an integer, are ordered like the magnitude, with NaN above infinity. So the k-th
+largest is found by counting how many are at or above a trial, without sorting or scattering.
+"""
+
+import numba
+import numpy as np
+from numba import boolean, float32, float64, int32, int64, prange, uint32, void
+
+from sparse_circuits.kernels._threads_numba import set_threads
+
+__all__ = ["abs_topk_rows", "abs_topk_rows_parallel", "row_threshold", "set_threads", "where_kept"]
+
+MAGNITUDE = np.uint32(0x7FFFFFFF)
+"""All bits of a float32 but the sign."""
+
+INFINITY = np.int32(0x7F800000)
+
+ROWS_AT_ONCE = 64
+"""Rows that one thread takes at a time."""
+
+N_TRIAL = 12
+"""Trials of the search by value; what it has not settled then, such as ties, is halved on the bits."""
+
+
+@numba.njit("UniTuple(float64, 3)(float32[::1], int32[::1])", cache=True, fastmath={"reassoc", "nsz"})
+def measured(row, magnitudes):
+    """Write a row's magnitudes, as bits; return the largest (as bits), how many are above zero, and their sum."""
+    bits, values = row.view(np.uint32), magnitudes.view(np.float32)
+    for i in range(magnitudes.size):
+        magnitudes[i] = np.int32(bits[i] & MAGNITUDE)
+    largest, n_above, total = np.int32(0), np.uint32(0), np.float32(0)
+    for i in range(magnitudes.size):
+        largest = max(largest, magnitudes[i])
+        n_above += np.uint32(magnitudes[i] > 0)
+        total += values[i]
+    return float64(largest), float64(n_above), float64(total)
+
+
+@numba.njit(uint32(int32[::1], int32), cache=True)
+def _count(magnitudes, threshold):
+    n_above = np.uint32(0)
+    for i in range(magnitudes.size):
+        n_above += np.uint32(magnitudes[i] >= threshold)
+    return n_above
+
+
+@numba.njit(int32(float32[::1], int64, int32[::1]), cache=True, error_model="numpy")
+def row_threshold(row, n_keep, magnitudes):
+    """Write a row's magnitudes; return a t, as bits, that `n_keep` of them are at or above, or more if some are at it.
+
+    The first trial is the value that has the share in an exponential distribution of this mean. The next ones lie where
+    the logarithm of the count, between what is known, would be right. What is left is halved.
+    """
+    size = row.size
+    largest, n_low, total = measured(row, magnitudes)
+    if n_keep == 0:
+        return np.int32(0x7FFFFFFF)
+    if n_low <= n_keep:
+        return np.int32(0)
+    low_bits, high_bits = int64(1), int64(largest) + 1  # at or above these are more than n_keep, and fewer
+    if largest < INFINITY:
+        value = np.empty(1, dtype=np.float32)
+        bits = value.view(np.int32)
+        bits[0] = np.int32(largest)
+        low, high, n_high = 0.0, float64(value[0]), 0.5
+        trial = min(-np.log(n_keep / size) * total / size, 0.9 * high)
+        for i in range(N_TRIAL):
+            value[0] = np.float32(trial)
+            n_above = float64(_count(magnitudes, bits[0]))
+            if n_above == n_keep:
+                return bits[0]
+            if n_above > n_keep:
+                low, n_low, low_bits = trial, n_above, max(low_bits, int64(bits[0]))
+            else:
+                high, n_high, high_bits = trial, max(n_above, 0.5), min(high_bits, int64(bits[0]))
+            share = (n_low - n_keep) * (n_low + n_high) / ((n_low - n_high) * (n_low + n_keep))
+            trial = low + (high - low) * (0.5 if i % 4 == 3 else min(max(share, 0.02), 0.98))
+    while high_bits - low_bits > 1:
+        middle = (low_bits + high_bits) // 2
+        n_above = float64(_count(magnitudes, np.int32(middle)))
+        if n_above == n_keep:
+            return np.int32(middle)
+        if n_above > n_keep:
+            low_bits = middle
+        else:
+            high_bits = middle
+    return np.int32(low_bits)
+
+
+@numba.njit(int64(int32[::1], int32, float32[::1], float32[::1], boolean[::1]), cache=True)
+def _write(magnitudes, threshold, row, out, keep):
+    """Write what is at or above the threshold, and return how many those are."""
+    n_kept = np.uint32(0)
+    for i in range(row.size):
+        is_kept = magnitudes[i] >= threshold
+        keep[i] = is_kept
+        out[i] = row[i] if is_kept else np.float32(0)
+        n_kept += np.uint32(is_kept)
+    return int64(n_kept)
+
+
+@numba.njit(void(float32[:, ::1], int64, int64, int64, float32[:, ::1], boolean[:, ::1]), cache=True)
+def _abs_topk_some_rows(rows, first, end, n_keep, out, keep):
+    """Do `abs_topk_rows` for the rows from `first` to `end`."""
+    magnitudes = np.empty(rows.shape[1], dtype=np.int32)
+    for r in range(first, end):
+        threshold = row_threshold(rows[r], n_keep, magnitudes)
+        n_extra = _write(magnitudes, threshold, rows[r], out[r], keep[r]) - n_keep
+        i = rows.shape[1] - 1
+        while n_extra > 0:  # ties at the threshold: the last ones go
+            if keep[r, i] and magnitudes[i] == threshold:
+                keep[r, i] = False
+                out[r, i] = np.float32(0)
+                n_extra -= 1
+            i -= 1
+
+
+@numba.njit(void(float32[:, ::1], int64, float32[:, ::1], boolean[:, ::1]), cache=True)
+def abs_topk_rows(rows, n_keep, out, keep):
+    """Keep the `n_keep` largest magnitudes of each row, and mark them."""
+    _abs_topk_some_rows(rows, 0, rows.shape[0], n_keep, out, keep)
+
+
+@numba.njit(void(float32[:, ::1], int64, float32[:, ::1], boolean[:, ::1]), cache=True, parallel=True)
+def abs_topk_rows_parallel(rows, n_keep, out, keep):
+    """Do the same, rows shared among threads."""
+    for block in prange(-(-rows.shape[0] // ROWS_AT_ONCE)):
+        first = block * ROWS_AT_ONCE
+        _abs_topk_some_rows(rows, first, min(rows.shape[0], first + ROWS_AT_ONCE), n_keep, out, keep)
+
+
+@numba.njit(void(float32[::1], boolean[::1], float32[::1]), cache=True, parallel=True)
+def where_kept(grad, keep, out):
+    """Copy the kept entries, zero the others."""
+    for i in prange(grad.size):
+        out[i] = grad[i] if keep[i] else np.float32(0)

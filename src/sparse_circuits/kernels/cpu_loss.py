@@ -1,0 +1,54 @@
+"""The cross-entropy over a vocabulary, forward and backward in one pass over the logits each (Numba)."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparse_circuits.kernels.compiled import loops
+
+
+def can_cross_entropy(logits: Tensor) -> bool:
+    """Say whether `cross_entropy` takes these logits."""
+    return (
+        logits.device.type == "cpu"
+        and logits.dtype is torch.float32
+        and logits.numel() > 0
+        and not torch.compiler.is_compiling()
+        and loops("_loss_numba") is not None
+    )
+
+
+def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:
+    """Return the mean loss of predicting the targets; see `reference.cross_entropy`."""
+    return _CrossEntropy.apply(logits, target)  # pyright: ignore[reportReturnType]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        logits, target = logits.detach().contiguous(), target.contiguous()
+        lowest, highest = (int(t) for t in target.aminmax())
+        if lowest < 0 or highest >= logits.shape[1]:
+            raise IndexError(f"targets from {lowest} to {highest} are not all in [0, {logits.shape[1]})")
+        highest, total, loss = torch.empty(3, len(logits))
+        _compiled().forward(logits.numpy(), target.numpy(), highest.numpy(), total.numpy(), loss.numpy())
+        ctx.save_for_backward(logits, target, highest, total)
+        return loss.mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        logits, target, highest, total = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        factor = float(grads[0]) / len(logits)
+        saved = (x.numpy() for x in (logits, target, highest, total))
+        _compiled().backward(*saved, factor, out.numpy())
+        return out, None
+
+
+def _compiled() -> Any:
+    """Return the compiled functions, set to torch's number of threads."""
+    compiled: Any = loops("_loss_numba")
+    compiled.set_threads(torch.get_num_threads())
+    return compiled

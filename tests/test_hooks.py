@@ -98,10 +98,12 @@ def test_nnsight_traces_and_edits_the_model(model):
     nnsight = pytest.importorskip("nnsight", reason="nnsight is not installed")
     traced = nnsight.NNsight(model)
     with traced.trace(TOKENS):
+        values, mixed = traced.blocks[0].attn.v.output.save(), traced.blocks[0].attn.out.input.save()
         neurons = traced.blocks[0].mlp.post_act.output.save()
         logits = traced.output.save()
-    _, cache = model.run_with_cache(TOKENS, "0.mlp.post_act")
-    assert torch.equal(neurons, cache["0.mlp.post_act"])
+    _, cache = model.run_with_cache(TOKENS, ["0.attn.v", "0.attn.y", "0.mlp.post_act"])
+    for found, wanted in zip((values, mixed, neurons), cache.values(), strict=True):
+        assert torch.equal(found, wanted)
     assert torch.equal(logits, model(TOKENS))
     with traced.trace(TOKENS):
         traced.blocks[0].mlp.post_act.output[:] = 0

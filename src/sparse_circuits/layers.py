@@ -100,6 +100,12 @@ class AbsTopK(nn.Module):
         self.before = Tap()
         self.after = Tap()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody edits or reads here, be it by a tap, a hook of torch's, or in place of `forward` (nnsight)."""
+        is_watched = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
+        return self.before.is_idle and self.after.is_idle and not is_watched
+
     def forward(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:
         """Thin `x` out, if this site does."""
         return self.after(self.before(x), self.n_keep)

@@ -43,11 +43,8 @@ class Attention(nn.Module):
         at: Int[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch query d_model"]:
         """Return what attention adds to the stream, at all positions or at one a row."""
-        q, k, v = self.qkv(self.read(x, positions), around=self.read.act_in.after.constants()).chunk(
-            3, -1
-        )  # (batch, pos, d_attn) each
-        q = self.q(q if at is None else at_position(q, at))
-        k, v = self.k(k), self.v(v)
+        qkv = self.qkv(self.read(x, positions), around=self.read.act_in.after.constants())
+        q, k, v = self._thinned_out(qkv.unflatten(-1, (3, -1)), at)
         if cache is not None:
             k, v = cache.append(k, v)
         y = self.y(self._mix(q, k, v, at))
@@ -56,6 +53,18 @@ class Attention(nn.Module):
         # A value that is cut off reaches the output as its mean, times the attention paid to positions.
         ablated = self._mix(q, k, self.out.cut.ablated.expand_as(v), at)
         return self.resid_delta(self.out(y, ablated))
+
+    def _thinned_out(
+        self, qkv: Float[Tensor, "batch pos 3 d_attn"], at: Int[Tensor, " batch"] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pass queries, keys and values through their sites: in one call, where AbsTopK is all that happens there."""
+        sites = (self.q, self.k, self.v)
+        n_keep = self.q.n_keep
+        if at is None and n_keep is not None and all(s.is_idle and s.n_keep == n_keep for s in sites):
+            q, k, v = kernels.abs_topk(qkv, n_keep).unbind(-2)
+            return q, k, v
+        q, k, v = qkv.unbind(-2)
+        return self.q(q if at is None else at_position(q, at)), self.k(k), self.v(v)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None) -> Float[Tensor, "batch query d_attn"]:
         q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for x in (q, k, v))

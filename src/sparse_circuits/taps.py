@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_circuits import kernels
 from sparse_circuits.errors import TapError, did_you_mean
@@ -22,15 +22,22 @@ Edit = Callable[[Tensor], Tensor]
 """Takes an activation (batch, pos, channel), gives what flows on in its place."""
 
 
-class Tap(nn.Module):
-    """A point where an activation passes: edits in the order they were entered, then readers."""
+class Tap:
+    """A point where an activation passes: edits in the order they were entered, then readers.
+
+    No module: a model has hundreds of them, and calling one that does nothing must cost next to nothing.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
         self.edits: tuple[Edit, ...] = ()
         self.readers: tuple[Callable[[Tensor], None], ...] = ()
 
-    def forward(self, x: Tensor, n_keep: int | None = None) -> Tensor:
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody edits or reads here."""
+        return not self.edits and not self.readers
+
+    def __call__(self, x: Tensor, n_keep: int | None = None) -> Tensor:
         """Pass `x` on, thinned out by AbsTopK if `n_keep` is given, through the edits; readers see what flows on."""
         edits = self.edits
         if n_keep is not None:

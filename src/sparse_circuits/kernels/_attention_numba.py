@@ -12,7 +12,17 @@ import numpy as np
 from numba import float32, int64, prange, types, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
-from sparse_circuits.kernels._vectors_numba import LANES, N_ROW, add_tile, copy_vector, exp2, largest, set_tile
+from sparse_circuits.kernels._vectors_numba import (
+    LANES,
+    N_ROW,
+    add_tile,
+    add_vector,
+    copy_vector,
+    dot,
+    exp2,
+    largest,
+    set_tile,
+)
 
 __all__ = ["backward", "forward", "forward_last", "set_threads"]
 
@@ -34,7 +44,7 @@ def _whole(n):
     return -(-n // LANES) * LANES
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, inline="always")
 def _start(steps, b, h):
     """Return where a head's first entry lies."""
     return b * steps[0] + h * steps[1]
@@ -46,7 +56,7 @@ def _query_scale(d):
     return LOG2_E / np.float32(math.sqrt(d))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, inline="always")
 def _copy(source, start, step, n_row, d, factor, target, to, to_step):
     """Copy rows of d entries, times a factor; they lie `step` apart there and `to_step` here."""
     n_whole = d // LANES * LANES
@@ -147,46 +157,51 @@ def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, log_sum):
                     _copy(mixed, r * width, 0, 1, d, shrink[r], out, at, 0)
 
 
-@numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
-def _dot(one, other):
-    """Return the product of two vectors."""
-    total = ZERO
-    for i in range(one.size):
-        total += one[i] * other[i]
+@numba.njit(cache=True, inline="always")
+def _product(a, a_at, b, b_at, n):
+    """Return the product of two vectors of n entries."""
+    n_whole = n // LANES * LANES
+    total = dot(a, a_at, b, b_at, n_whole)
+    for i in range(n_whole, n):
+        total += a[a_at + i] * b[b_at + i]
     return total
 
 
-@numba.njit(
-    void(float32[:, :, ::1], _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, int64, int64, float32[:, :, ::1]), cache=True
-)
-def forward_last(q, k, k_steps, v, v_steps, sink, n_pos, d, out):
-    """Fill `out` (batch, query, head · d) for the queries of the last few of `n_pos` positions.
+@numba.njit(cache=True, inline="always")
+def _add(source, source_at, factor, target, target_at, n):
+    """Add a vector of n entries, times a factor."""
+    n_whole = n // LANES * LANES
+    for i in range(0, n_whole, LANES):
+        add_vector(source, source_at + i, factor, target, target_at + i)
+    for i in range(n_whole, n):
+        target[target_at + i] += factor * source[source_at + i]
+
+
+@numba.njit(void(_ARRAY, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, int64, int64, int64, _ARRAY), cache=True)
+def forward_last(q, k, k_steps, v, v_steps, sink, n_query, n_pos, d, out):
+    """Fill `out` (batch, query, head, d) for queries `q`, alike, of the last few of `n_pos` positions.
 
     Keys and values are gone through position by position, as a cache has them; their steps are as in `forward`.
     """
-    n_batch, n_query, width = q.shape
-    n_head = width // d
+    n_head = sink.size
     score = np.empty((n_head, n_pos), np.float32)
-    for b in range(n_batch):
-        for i in range(n_query):
-            n_key, query, mixed = n_pos - n_query + i + 1, q[b, i], out[b, i]
-            for j in range(n_key):
-                for h in range(n_head):
-                    at = _start(k_steps, b, h) + j * k_steps[2]
-                    score[h, j] = _dot(query[h * d : h * d + d], k[at : at + d]) * _query_scale(d)
+    out[:] = ZERO
+    for index in range(q.size // (n_head * d)):
+        b, n_key, first = index // n_query, n_pos - n_query + index % n_query + 1, index * n_head * d
+        for j in range(n_key):
             for h in range(n_head):
-                row, slot = score[h, :n_key], sink[h] * LOG2_E
-                highest = max(row.max(), slot)
-                shrink = ONE / (_sum_of_powers(row, highest) + exp2(slot - highest))
-                for j in range(n_key):
-                    row[j] *= shrink
-            mixed[:] = ZERO
+                at = _start(k_steps, b, h) + j * k_steps[2]
+                score[h, j] = _product(q, first + h * d, k, at, d) * _query_scale(d)
+        for h in range(n_head):
+            row, slot = score[h, :n_key], sink[h] * LOG2_E
+            highest = max(row.max(), slot)
+            shrink = ONE / (_sum_of_powers(row, highest) + exp2(slot - highest))
             for j in range(n_key):
-                for h in range(n_head):
-                    at = _start(v_steps, b, h) + j * v_steps[2]
-                    share, value, into = score[h, j], v[at : at + d], mixed[h * d : h * d + d]
-                    for c in range(d):
-                        into[c] += share * value[c]
+                row[j] *= shrink
+        for j in range(n_key):
+            for h in range(n_head):
+                at = _start(v_steps, b, h) + j * v_steps[2]
+                _add(v, at, score[h, j], out, first + h * d, d)
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})

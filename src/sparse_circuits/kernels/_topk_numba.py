@@ -59,7 +59,7 @@ def row_threshold(row, n_keep, magnitudes):
         return np.int32(0x7FFFFFFF)
     if n_low <= n_keep:
         return np.int32(0)
-    low_bits, high_bits = int64(1), int64(largest) + 1  # at or above these are more than n_keep, and fewer
+    low_bits, high_bits = 1, np.int64(largest) + 1  # at or above these are more than n_keep, and fewer
     if largest < INFINITY:
         value = np.empty(1, dtype=np.float32)
         bits = value.view(np.int32)
@@ -89,9 +89,20 @@ def row_threshold(row, n_keep, magnitudes):
     return np.int32(low_bits)
 
 
-@numba.njit(int64(int32[::1], int32, float32[::1], float32[::1], boolean[::1]), cache=True)
-def _write(magnitudes, threshold, row, out, keep):
+@numba.njit(int64(int32[::1], int32, float32[::1], float32[::1]), cache=True)
+def _write(magnitudes, threshold, row, out):
     """Write what is at or above the threshold, and return how many those are."""
+    n_kept = np.uint32(0)
+    for i in range(row.size):
+        is_kept = magnitudes[i] >= threshold
+        out[i] = row[i] if is_kept else np.float32(0)
+        n_kept += np.uint32(is_kept)
+    return int64(n_kept)
+
+
+@numba.njit(int64(int32[::1], int32, float32[::1], float32[::1], boolean[::1]), cache=True)
+def _write_and_mark(magnitudes, threshold, row, out, keep):
+    """Do as `_write`, and mark them."""
     n_kept = np.uint32(0)
     for i in range(row.size):
         is_kept = magnitudes[i] >= threshold
@@ -107,19 +118,23 @@ def _abs_topk_some_rows(rows, first, end, n_keep, out, keep):
     magnitudes = np.empty(rows.shape[1], dtype=np.int32)
     for r in range(first, end):
         threshold = row_threshold(rows[r], n_keep, magnitudes)
-        n_extra = _write(magnitudes, threshold, rows[r], out[r], keep[r]) - n_keep
+        if keep.size > 0:
+            n_extra = _write_and_mark(magnitudes, threshold, rows[r], out[r], keep[r]) - n_keep
+        else:
+            n_extra = _write(magnitudes, threshold, rows[r], out[r]) - n_keep
         i = rows.shape[1] - 1
         while n_extra > 0:  # ties at the threshold: the last ones go
-            if keep[r, i] and magnitudes[i] == threshold:
-                keep[r, i] = False
+            if magnitudes[i] == threshold:
                 out[r, i] = np.float32(0)
+                if keep.size > 0:
+                    keep[r, i] = False
                 n_extra -= 1
             i -= 1
 
 
 @numba.njit(void(float32[:, ::1], int64, float32[:, ::1], boolean[:, ::1]), cache=True)
 def abs_topk_rows(rows, n_keep, out, keep):
-    """Keep the `n_keep` largest magnitudes of each row, and mark them."""
+    """Keep the `n_keep` largest magnitudes of each row, and mark them unless `keep` is empty."""
     _abs_topk_some_rows(rows, 0, rows.shape[0], n_keep, out, keep)
 
 

@@ -44,10 +44,7 @@ def _tile_product(adds: bool) -> Any:
             types_of = signature.args
 
             def place(array, kind, at):
-                return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
-
-            def vector_at(pointer, offset):
-                return builder.bitcast(builder.gep(pointer, [offset]), _VECTOR.as_pointer())
+                return builder.gep(_start_of(context, builder, kind, array), [at])
 
             rows = [ir.Constant(ir.IntType(64), r) for r in range(N_ROW)]
             into, factor, row = (
@@ -55,12 +52,12 @@ def _tile_product(adds: bool) -> Any:
                 place(a, types_of[3], a_at),
                 place(b, types_of[7], b_at),
             )
-            targets = [vector_at(into, builder.mul(r, out_step)) for r in rows]
+            targets = [_vector_at(builder, into, builder.mul(r, out_step)) for r in rows]
             sums = [cgutils.alloca_once(builder, _VECTOR) for _ in rows]
             for target, total in zip(targets, sums, strict=True):
                 builder.store(builder.load(target, align=4) if adds else ir.Constant(_VECTOR, [0.0] * LANES), total)
             with cgutils.for_range(builder, n) as loop:
-                vector = builder.load(vector_at(row, builder.mul(loop.index, b_step)), align=4)
+                vector = builder.load(_vector_at(builder, row, builder.mul(loop.index, b_step)), align=4)
                 offset = builder.mul(loop.index, a_step)
                 for r, total in zip(rows, sums, strict=True):
                     entry = builder.load(builder.gep(factor, [builder.add(builder.mul(r, a_row), offset)]))
@@ -85,24 +82,73 @@ def _everywhere(builder: Any, entry: Any) -> Any:
 set_tile, add_tile = _tile_product(adds=False), _tile_product(adds=True)
 
 
+def _scaled_vector(adds: bool) -> Any:
+    """Make the function that copies a vector times a factor, or adds it."""
+
+    @intrinsic
+    def scale(_context, source, source_at, factor, target, target_at):
+        """target[:] = factor · source[:], or that added, for LANES entries of two flat float32 arrays."""
+        signature = types.void(source, int64, float32, target, int64)
+
+        def generate(context, builder, signature, given):
+            source, source_at, factor, target, target_at = given
+            of_source, of_target = (
+                _vector_at(builder, _start_of(context, builder, kind, array), at)
+                for array, kind, at in ((source, signature.args[0], source_at), (target, signature.args[3], target_at))
+            )
+            scaled = builder.fmul(builder.load(of_source, align=4), _everywhere(builder, factor), flags=("contract",))
+            if adds:
+                scaled = builder.fadd(builder.load(of_target, align=4), scaled, flags=("contract",))
+            builder.store(scaled, of_target, align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return scale
+
+
+copy_vector, add_vector = _scaled_vector(adds=False), _scaled_vector(adds=True)
+
+
 @intrinsic
-def copy_vector(_context, source, source_at, factor, target, target_at):
-    """Copy LANES entries of one flat float32 array, times a factor, to another."""
-    signature = types.void(source, int64, float32, target, int64)
+def dot(_context, a, a_at, b, b_at, n):
+    """Return Σ a[t] · b[t] over n entries of two flat float32 arrays, n a multiple of LANES."""
+    signature = float32(a, int64, b, int64, int64)
 
     def generate(context, builder, signature, given):
-        source, source_at, factor, target, target_at = given
-        of_source, of_target = (
-            builder.bitcast(
-                builder.gep(context.make_array(kind)(context, builder, array).data, [at]), _VECTOR.as_pointer()
-            )
-            for array, kind, at in ((source, signature.args[0], source_at), (target, signature.args[3], target_at))
-        )
-        times = builder.fmul(builder.load(of_source, align=4), _everywhere(builder, factor))
-        builder.store(times, of_target, align=4)
-        return context.get_dummy_value()
+        a, a_at, b, b_at, n = given
+        starts = [
+            builder.gep(_start_of(context, builder, kind, array), [at])
+            for array, kind, at in ((a, signature.args[0], a_at), (b, signature.args[2], b_at))
+        ]
+        total = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES))
+        with cgutils.for_range_slice(builder, ir.Constant(n.type, 0), n, ir.Constant(n.type, LANES)) as (offset, _):
+            one, other = (builder.load(_vector_at(builder, start, offset), align=4) for start in starts)
+            term = builder.fmul(one, other, flags=("contract",))
+            builder.store(builder.fadd(builder.load(total), term, flags=("contract",)), total)
+        return _over_lanes(builder, builder.load(total), lambda one, other: builder.fadd(one, other))
 
     return signature, generate
+
+
+def _start_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    """Return the pointer to an array's first entry."""
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _vector_at(builder: Any, pointer: Any, offset: Any) -> Any:
+    """Return the pointer to a vector that starts so many entries on."""
+    return builder.bitcast(builder.gep(pointer, [offset]), _VECTOR.as_pointer())
+
+
+def _over_lanes(builder: Any, vector: Any, join: Any) -> Any:
+    """Return what the lanes of a vector come to when its halves are joined again and again."""
+    n = LANES
+    while n > 1:
+        n //= 2
+        low, high = (ir.Constant(ir.VectorType(ir.IntType(32), n), [start + i for i in range(n)]) for start in (0, n))
+        vector = join(*(builder.shuffle_vector(vector, vector, lanes) for lanes in (low, high)))
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
 @intrinsic
@@ -112,20 +158,16 @@ def largest(_context, numbers, at, n):
 
     def generate(context, builder, signature, given):
         numbers, at, n = given
-        start = builder.gep(context.make_array(signature.args[0])(context, builder, numbers).data, [at])
+        start = builder.gep(_start_of(context, builder, signature.args[0], numbers), [at])
         found = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [-math.inf] * LANES))
 
-        def take(vector):
-            so_far = builder.load(found)
-            builder.store(builder.select(builder.fcmp_ordered(">", vector, so_far), vector, so_far), found)
+        def larger(vector, so_far):
+            return builder.select(builder.fcmp_ordered(">", vector, so_far), vector, so_far)
 
         with cgutils.for_range_slice(builder, ir.Constant(n.type, 0), n, ir.Constant(n.type, LANES)) as (offset, _):
-            take(builder.load(builder.bitcast(builder.gep(start, [offset]), _VECTOR.as_pointer()), align=4))
-        for distance in (8, 4, 2, 1):  # every lane meets the others' largest
-            lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + distance) % LANES for i in range(LANES)])
-            vector = builder.load(found)
-            take(builder.shuffle_vector(vector, vector, lanes))
-        return builder.extract_element(builder.load(found), ir.Constant(ir.IntType(32), 0))
+            vector = builder.load(_vector_at(builder, start, offset), align=4)
+            builder.store(larger(vector, builder.load(found)), found)
+        return _over_lanes(builder, builder.load(found), larger)
 
     return signature, generate
 

@@ -6,6 +6,7 @@ largest is found by bisecting on the bits, one vectorised count a bit, without s
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -15,6 +16,9 @@ from sparse_circuits.kernels.packed import PackedWeight
 
 _MIN_PARALLEL = 1 << 15
 """Below this many entries the threads' start costs more than they save."""
+
+_NO_MARKS = np.empty((0, 0), dtype=np.bool_)
+"""Handed to loops that need not mark what they keep."""
 
 _N_FEW = 16
 """So many vectors or fewer go through a packed weight one after the other."""
@@ -51,17 +55,17 @@ def _packed() -> Any:
 
 def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "*batch channel"]:
     """Keep the `n_keep` entries of largest magnitude in each vector; see `reference.abs_topk`."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return _values_and_mask(x.detach().float(), n_keep)[0].to(x.dtype)
-    return _AbsTopK.apply(x, n_keep)  # pyright: ignore[reportReturnType]
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _AbsTopK.apply(x, n_keep)  # pyright: ignore[reportReturnType]
+    return _thinned_out(x, n_keep, None).to(x.dtype)
 
 
 class _AbsTopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, n_keep: int) -> Tensor:
-        out, keep = _values_and_mask(x.detach().float(), n_keep)
+        keep = torch.empty(x.shape, dtype=torch.bool)
         ctx.save_for_backward(keep)
-        return out.to(x.dtype)
+        return _thinned_out(x, n_keep, keep).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -78,26 +82,26 @@ class _AbsTopK(torch.autograd.Function):
 
 def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, "*batch channel"]:
     """Mark the `n_keep` entries of largest magnitude in each vector; see `reference.top_k_mask`."""
-    return _values_and_mask(x.detach().float(), n_keep)[1]
+    keep = torch.empty(x.shape, dtype=torch.bool)
+    _thinned_out(x, n_keep, keep)
+    return keep
 
 
-def _values_and_mask(x: Tensor, n_keep: int) -> tuple[Tensor, Tensor]:
-    rows = x.contiguous()
-    out, keep = torch.empty_like(rows), torch.empty(rows.shape, dtype=torch.bool)
-    if rows.numel():
-        width = rows.shape[-1]
-        arguments = (
-            rows.view(-1, width).numpy(),
-            n_keep,
-            out.view(-1, width).numpy(),
-            keep.view(-1, width).numpy(),
-        )
-        function = _topk().abs_topk_rows
-        if rows.numel() >= _MIN_PARALLEL and torch.get_num_threads() > 1:
-            _topk().set_threads(torch.get_num_threads())
-            function = _topk().abs_topk_rows_parallel
-        function(*arguments)
-    return out, keep
+def _thinned_out(x: Tensor, n_keep: int, keep: Tensor | None) -> Tensor:
+    """Return what AbsTopK leaves, in float32; mark it in `keep`, contiguous and of x's shape, if that is given."""
+    rows = x.detach().float().contiguous()
+    out, width = torch.empty_like(rows), rows.shape[-1]
+    if rows.numel() == 0:
+        return out
+    given, left = (tensor.numpy().reshape(-1, width) for tensor in (rows, out))
+    marks = _NO_MARKS if keep is None else keep.numpy().reshape(-1, width)
+    compiled = _topk()
+    if given.size < _MIN_PARALLEL or torch.get_num_threads() == 1:
+        compiled.abs_topk_rows(given, n_keep, left, marks)
+    else:
+        compiled.set_threads(torch.get_num_threads())
+        compiled.abs_topk_rows_parallel(given, n_keep, left, marks)
+    return out
 
 
 def can_sink_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:

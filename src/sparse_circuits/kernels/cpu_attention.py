@@ -61,9 +61,9 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Float[Tensor,
     k, v = _in_heads(k), _in_heads(v)
     queries = q.detach().transpose(1, 2).contiguous()  # (batch, query, head, d_head)
     out, logit = torch.empty_like(queries), sink.detach().to(torch.float32).contiguous()
-    shape, memory = (k.shape[-2], q.shape[-1]), (*_memory(k), *_memory(v))
+    shape, memory = (q.shape[-2], k.shape[-2], q.shape[-1]), (*_memory(k), *_memory(v))
     compiled: Any = loops("_attention_numba")
-    compiled.forward_last(queries.flatten(2).numpy(), *memory, logit.numpy(), *shape, out.flatten(2).numpy())
+    compiled.forward_last(queries.view(-1).numpy(), *memory, logit.numpy(), *shape, out.view(-1).numpy())
     return out.transpose(1, 2)
 
 

@@ -7,6 +7,11 @@ from sparse_circuits import kernels
 from sparse_circuits.kernels import cpu_products, reference
 
 
+@pytest.fixture(autouse=True)
+def on_a_processor_with_avx512(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
 @pytest.mark.parametrize("shape", [(2, 255), (1, 2), (3, 1), (0, 5), (400,)])
 @pytest.mark.parametrize("size", [(256, 768), (1024, 70), (1, 1), (7, 300)])
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -33,3 +38,8 @@ def test_large_float32_products_alone_go_through_it():
     assert cpu_products.can_linear(x, weight, None)
     assert not cpu_products.can_linear(x[1:], weight, None)
     assert not cpu_products.can_linear(x.double(), weight.double(), None)
+
+
+def test_without_avx512_products_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not cpu_products.can_linear(torch.zeros(1 << 12, 64), torch.zeros(64, 64), None)

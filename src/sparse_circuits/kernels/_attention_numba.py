@@ -22,6 +22,7 @@ from sparse_circuits.kernels._vectors_numba import (
     exp2,
     largest,
     set_tile,
+    turn,
 )
 
 __all__ = ["backward", "forward", "forward_last", "set_threads"]
@@ -66,14 +67,6 @@ def _copy(source, start, step, n_row, d, factor, target, to, to_step):
             copy_vector(source, there + c, factor, target, here + c)
         for c in range(n_whole, d):
             target[here + c] = source[there + c] * factor
-
-
-@numba.njit(cache=True)
-def _copy_turned(source, start, step, n_row, d, columns, height):
-    """Copy rows that lie `step` apart to columns of rows that lie `height` apart."""
-    for i in range(n_row):
-        for c in range(d):
-            columns[c * height + i] = source[start + i * step + c]
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
@@ -145,7 +138,7 @@ def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, log_sum):
         for index in range(job * HEADS_AT_ONCE, min(n_batch * n_head, (job + 1) * HEADS_AT_ONCE)):
             b, h = index // n_head, index % n_head
             _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
-            _copy_turned(k, _start(k_steps, b, h), k_steps[2], n_pos, d, keys, height)
+            turn(k, _start(k_steps, b, h), k_steps[2], n_pos, d, keys, 0, height)
             _copy(v, _start(v_steps, b, h), v_steps[2], n_pos, d, ONE, values, 0, width)
             for first in range(0, height, N_QUERY):
                 n_query = min(N_QUERY, n_pos - first)
@@ -258,8 +251,8 @@ def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, log_sum, mean
             _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
             _copy(k, _start(k_steps, b, h), k_steps[2], n_pos, d, ONE, keys, 0, width)
             _copy(grad, _start(grad_steps, b, h), grad_steps[2], n_pos, d, ONE, pulls, 0, width)
-            _copy_turned(k, _start(k_steps, b, h), k_steps[2], n_pos, d, turned_keys, height)
-            _copy_turned(v, _start(v_steps, b, h), v_steps[2], n_pos, d, turned_values, height)
+            turn(k, _start(k_steps, b, h), k_steps[2], n_pos, d, turned_keys, 0, height)
+            turn(v, _start(v_steps, b, h), v_steps[2], n_pos, d, turned_values, 0, height)
             sum_k[:] = ZERO
             sum_v[:] = ZERO
             for first in range(0, height, N_QUERY):

@@ -5,6 +5,7 @@ import numpy as np
 from numba import float32, int32, int64, prange, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
+from sparse_circuits.kernels._vectors_numba import turn
 
 __all__ = [
     "count_rows",
@@ -18,6 +19,9 @@ __all__ = [
 
 N_TOGETHER = 64
 """Vectors that go through a weight side by side: one load of a weight serves them all."""
+
+N_SUM = 16
+"""Rows of the weight whose results are turned over together: they fill a line of the cache."""
 
 
 @numba.njit(void(float32[:, ::1], int64[::1]), cache=True, parallel=True)
@@ -89,23 +93,19 @@ def _add_products(acc, values, columns, start, end, turned):
 def packed_linear_blocks(x, values, columns, offsets, bias, out):
     """Map many vectors, 64 side by side: they lie as columns, so that each weight multiplies a row of theirs."""
     n_vector, n_source, n_target = x.shape[0], x.shape[1], out.shape[1]
+    flat_x, flat_out = x.reshape(-1), out.reshape(-1)
     for block in prange(-(-n_vector // N_TOGETHER)):
         first = block * N_TOGETHER
         n = min(N_TOGETHER, n_vector - first)
         turned = np.zeros((n_source, N_TOGETHER), dtype=np.float32)
-        for start in range(0, n_source, 16):
-            for t in range(n):
-                for i in range(start, min(start + 16, n_source)):
-                    turned[i, t] = x[first + t, i]
-        sums = np.empty((16, N_TOGETHER), dtype=np.float32)
-        for start in range(0, n_target, 16):
-            n_row = min(16, n_target - start)
+        turn(flat_x, first * n_source, n_source, n, n_source, turned.reshape(-1), 0, N_TOGETHER)
+        sums = np.empty((N_SUM, N_TOGETHER), dtype=np.float32)
+        for start in range(0, n_target, N_SUM):
+            n_row = min(N_SUM, n_target - start)
             for r in range(n_row):
                 sums[r, :] = bias[start + r]
                 _add_products(sums[r], values, columns, offsets[start + r], offsets[start + r + 1], turned)
-            for t in range(n):
-                for r in range(n_row):
-                    out[first + t, start + r] = sums[r, t]
+            turn(sums.reshape(-1), 0, N_TOGETHER, n_row, n, flat_out, first * n_target + start, n_target)
 
 
 @numba.njit(

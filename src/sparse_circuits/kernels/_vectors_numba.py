@@ -82,6 +82,70 @@ def _everywhere(builder: Any, entry: Any) -> Any:
 set_tile, add_tile = _tile_product(adds=False), _tile_product(adds=True)
 
 
+SIDE = 8
+"""Rows and columns of the squares that matrices are turned over in."""
+
+
+@intrinsic
+def turn_square(_context, source, source_at, source_step, target, target_at, target_step):
+    """target[c, r] = source[r, c] for a square of SIDE rows, which lie `…_step` apart in two flat float32 arrays.
+
+    Halves of the square trade places, then halves of these.
+    """
+    signature = types.void(source, int64, int64, target, int64, int64)
+
+    def generate(context, builder, signature, given):
+        source, source_at, source_step, target, target_at, target_step = given
+        kind = ir.VectorType(ir.FloatType(), SIDE).as_pointer()
+        of_source, of_target = (
+            [
+                builder.bitcast(
+                    builder.gep(
+                        _start_of(context, builder, array_type, array),
+                        [builder.add(at, builder.mul(step, ir.Constant(ir.IntType(64), r)))],
+                    ),
+                    kind,
+                )
+                for r in range(SIDE)
+            ]
+            for array_type, array, at, step in (
+                (signature.args[0], source, source_at, source_step),
+                (signature.args[3], target, target_at, target_step),
+            )
+        )
+        rows = [builder.load(place, align=4) for place in of_source]
+        half = SIDE // 2
+        while half >= 1:
+            upper = [c if c & half == 0 else SIDE + c - half for c in range(SIDE)]
+            lower = [c + half if c & half == 0 else SIDE + c for c in range(SIDE)]
+            for r in range(SIDE):
+                if r & half == 0:
+                    one, other = rows[r], rows[r + half]
+                    rows[r], rows[r + half] = (
+                        builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(ir.IntType(32), SIDE), lanes))
+                        for lanes in (upper, lower)
+                    )
+            half //= 2
+        for row, place in zip(rows, of_target, strict=True):
+            builder.store(row, place, align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@numba.njit(cache=True, inline="always")
+def turn(source, source_at, source_step, n_row, n_column, target, target_at, target_step):
+    """Write a matrix's columns as rows; both lie in flat float32 arrays, rows `…_step` apart."""
+    n_square, n_whole = n_row // SIDE * SIDE, n_column // SIDE * SIDE
+    for r in range(0, n_square, SIDE):
+        for c in range(0, n_whole, SIDE):
+            at, to = source_at + r * source_step + c, target_at + c * target_step + r
+            turn_square(source, at, source_step, target, to, target_step)
+    for r in range(n_row):
+        for c in range(n_whole if r < n_square else 0, n_column):
+            target[target_at + c * target_step + r] = source[source_at + r * source_step + c]
+
+
 def _scaled_vector(adds: bool) -> Any:
     """Make the function that copies a vector times a factor, or adds it."""
 

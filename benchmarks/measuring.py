@@ -78,6 +78,7 @@ def report(name: str, arguments: argparse.Namespace, rows: list[list[str]], resu
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in ("torch", "numba", "triton")},
         "hardware": {
             "processor": _processor(),
+            "vectors": torch.backends.cpu.get_cpu_capability(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": gpu,

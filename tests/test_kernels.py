@@ -223,20 +223,22 @@ def test_a_width_of_zero_keeps_nothing():
         kernels.abs_topk(torch.zeros(3, 0), 1)
 
 
-def test_loops_that_do_not_compile_are_warned_of_once_and_replaced(monkeypatch):
+def test_loops_that_do_not_compile_are_warned_of_once_a_cause_and_replaced(monkeypatch):
     def fails(name):
-        raise ImportError(f"no compiler for {name}")
+        raise ImportError("no compiler")
 
     monkeypatch.setattr(compiled.importlib, "import_module", fails)
+    monkeypatch.setattr(compiled, "_causes", set())
     compiled.loops.cache_clear()
-    x = torch.randn(4, 9)
+    x, weight = torch.randn(4, 9), torch.randn(6, 5)
     try:
-        with pytest.warns(
-            RuntimeWarning, match="ImportError: no compiler for sparse_circuits.kernels._topk_numba"
-        ) as told:
+        with pytest.warns(RuntimeWarning, match=r"\(_topk_numba\) can't be used.*ImportError: no compiler") as told:
             kernels.abs_topk(x, 3)
         assert len(told) == 1
-        assert torch.equal(kernels.abs_topk(x, 3), reference.abs_topk(x, 3))  # a second warning would be an error
+        assert torch.equal(kernels.abs_topk(x, 3), reference.abs_topk(x, 3))  # another warning would be an error
+        kept = weight.clone()
+        kernels.keep_largest_(kept, 7)
+        assert torch.equal(kept, kernels.abs_topk(weight.flatten(), 7).view(6, 5))
     finally:
         compiled.loops.cache_clear()
 

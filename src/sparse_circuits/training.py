@@ -72,10 +72,10 @@ def train(
     """
     place = usable_device(device)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+    check_memory(config, place, max_token=MAX_GPU_TOKENS if place.type == "cuda" else None)
     out = Path(out)
     prepare_folder(config, corpus, out)
     batches = batches_of(config, corpus)
-    check_memory(config, place, max_token=MAX_GPU_TOKENS if place.type == "cuda" else None)
     model, optimizer, first_step, skipped = _start(config, corpus, out, place)
     validator = Validator(config, corpus, batches, out)
     n_step = batches.n_step
@@ -100,8 +100,11 @@ def train(
             if is_stopped or (step + 1) % config.checkpoint_every == 0 or is_last:
                 records.flush()
                 log.flush()
-                notes = {"step": step + 1, "n_thread": torch.get_num_threads(), "skipped": records.skipped}
-                checkpoint.save_checkpoint(out, step + 1, model, optimizer.state(), weights=config.weights, notes=notes)
+                if records.n_in_a_row == 0 or is_stopped or is_last:  # nobody goes back to what fails already
+                    notes = {"step": step + 1, "n_thread": torch.get_num_threads(), "skipped": records.skipped}
+                    checkpoint.save_checkpoint(
+                        out, step + 1, model, optimizer.state(), weights=config.weights, notes=notes
+                    )
             if is_stopped and not is_last:
                 raise Interrupted(f"stopped after step {step + 1}; the same command goes on from there")
     mark_done(out)

@@ -7,6 +7,9 @@ from types import ModuleType
 
 import torch
 
+_causes: set[str] = set()
+"""What has been warned of."""
+
 
 @functools.cache
 def loops(name: str) -> ModuleType | None:
@@ -29,10 +32,12 @@ def loops(name: str) -> ModuleType | None:
 
 
 def give_up(name: str, error: Exception) -> None:
-    """Say why plain PyTorch is used in place of compiled kernels."""
+    """Say why plain PyTorch is used in place of compiled kernels: once for a cause, whichever kernels it befalls."""
     cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    warnings.warn(
-        f"the compiled kernels ({name}) can't be used, plain PyTorch is, and slower: {cause}",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+    if cause not in _causes:
+        _causes.add(cause)
+        warnings.warn(
+            f"the compiled kernels ({name}) can't be used, plain PyTorch is, and slower: {cause}",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -28,7 +28,7 @@ from sparse_circuits.kernels._vectors_numba import (
 __all__ = ["backward", "forward", "forward_last", "set_threads"]
 
 HEADS_AT_ONCE = 4
-"""Heads that one thread takes at a time."""
+"""Heads that one thread takes at a time; fewer where there are so few that threads would have nothing to do."""
 
 N_QUERY = 16
 """Queries that are taken together; a multiple of both sides of a tile."""
@@ -43,6 +43,12 @@ _ARRAY, _STEPS = float32[::1], types.UniTuple(int64, 3)
 def _whole(n):
     """Round up to whole tiles."""
     return -(-n // LANES) * LANES
+
+
+@numba.njit(cache=True)
+def _heads_at_once(n_head):
+    """Return how many of a batch's heads one thread takes at a time."""
+    return max(1, min(HEADS_AT_ONCE, n_head // 16))
 
 
 @numba.njit(cache=True, inline="always")
@@ -131,11 +137,12 @@ def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, log_sum):
     """
     n_batch, n_head, n_pos = log_sum.shape
     width, height = _whole(d), _whole(n_pos)
-    for job in prange(-(-n_batch * n_head // HEADS_AT_ONCE)):
+    at_once = _heads_at_once(n_batch * n_head)
+    for job in prange(-(-n_batch * n_head // at_once)):
         queries, keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
         values, mixed = np.zeros(height * width, np.float32), np.empty(N_QUERY * width, np.float32)
         score, shrink = np.empty(N_QUERY * height, np.float32), np.empty(N_QUERY, np.float32)
-        for index in range(job * HEADS_AT_ONCE, min(n_batch * n_head, (job + 1) * HEADS_AT_ONCE)):
+        for index in range(job * at_once, min(n_batch * n_head, (job + 1) * at_once)):
             b, h = index // n_head, index % n_head
             _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
             turn(k, _start(k_steps, b, h), k_steps[2], n_pos, d, keys, 0, height)
@@ -240,13 +247,14 @@ def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, log_sum, mean
     """
     n_batch, n_head, n_pos = log_sum.shape
     width, height = _whole(d), _whole(n_pos)
-    for job in prange(-(-n_batch * n_head // HEADS_AT_ONCE)):
+    at_once = _heads_at_once(n_batch * n_head)
+    for job in prange(-(-n_batch * n_head // at_once)):
         queries, keys = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
         pulls, turned_keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
         turned_values, mixed = np.zeros(width * height, np.float32), np.empty(N_QUERY * width, np.float32)
         score, by_score = np.empty(N_QUERY * height, np.float32), np.empty(N_QUERY * height, np.float32)
         sum_k, sum_v = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
-        for index in range(job * HEADS_AT_ONCE, min(n_batch * n_head, (job + 1) * HEADS_AT_ONCE)):
+        for index in range(job * at_once, min(n_batch * n_head, (job + 1) * at_once)):
             b, h = index // n_head, index % n_head
             _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
             _copy(k, _start(k_steps, b, h), k_steps[2], n_pos, d, ONE, keys, 0, width)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_circuits.kernels import reference
 from sparse_circuits.kernels.compiled import loops
 
-MIN_POS, MAX_POS = 48, 2048
+MIN_POS, MAX_POS = 16, 2048
 """Positions between which these loops are the faster ones; torch's fused attention is below, and further above not
 compared."""
 

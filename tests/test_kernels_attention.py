@@ -61,6 +61,18 @@ def test_odd_input_is_the_references(kind, has_sink):
     assert_alike(found, exact, 1e-3 if kind == "large" else 5e-6)
 
 
+@pytest.mark.parametrize("n_pos", [LONG_ENOUGH + 3, 51])
+def test_gradients_through_large_scores_are_as_exact_as_the_references(n_pos):
+    inputs = drawn((2, 3, n_pos, 16), scale=30.0)  # scores up to 1,500
+    exact = outputs_and_gradients(reference.sink_attention, *(x.double() for x in inputs))
+    errors = [
+        [float((x - y).abs().max()) for x, y in zip(outputs_and_gradients(f, *inputs), exact, strict=True)]
+        for f in (kernels.sink_attention, reference.sink_attention)
+    ]
+    for ours, theirs, y in zip(*errors, exact, strict=True):
+        assert ours <= 4 * theirs + 1e-4 * float(y.abs().max())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e18])
 @pytest.mark.parametrize("where", ["q", "k", "v"])
 def test_huge_values_and_what_is_not_finite_show_as_in_the_reference(bad, where):

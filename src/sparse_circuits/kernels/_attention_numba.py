@@ -36,7 +36,7 @@ N_QUERY = 16
 LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
 ZERO, ONE, NEVER = np.float32(0), np.float32(1), np.float32(-np.inf)
 
-_ARRAY, _STEPS = float32[::1], types.UniTuple(int64, 3)
+_ARRAY, _STEPS, _BY_QUERY = float32[::1], types.UniTuple(int64, 3), float32[:, :, ::1]
 
 
 @numba.njit(cache=True)
@@ -111,37 +111,38 @@ def _collect(share, height, n_key, queries, first, width, out):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _share_out(score, height, first, n_query, slot, log_sum, shrink):
-    """Turn rows of scores into shares, still to be multiplied with `shrink`, and note the logarithms of their sums."""
+def _share_out(score, height, first, n_query, slot, highest, shrink):
+    """Turn rows of scores into shares, still to be multiplied with `shrink`; note the highest score and that factor."""
     n_key = first + N_QUERY
     for r in range(n_query):
         row = score[r * height : r * height + n_key]
         for j in range(first + r + 1, n_key):
             row[j] = NEVER
-        highest = largest(score, r * height, n_key)
-        highest = slot if slot > highest else highest
-        total = _sum_of_powers(row, highest) + exp2(slot - highest)
-        log_sum[first + r] = highest + np.log2(total)
-        shrink[r] = ONE / total
+        top = largest(score, r * height, n_key)
+        top = slot if slot > top else top
+        highest[first + r] = top
+        shrink[first + r] = ONE / (_sum_of_powers(row, top) + exp2(slot - top))
 
 
 @numba.njit(
-    void(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _ARRAY, int64, float32[:, :, ::1]),
+    void(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _ARRAY, int64, _BY_QUERY, _BY_QUERY),
     cache=True,
     parallel=True,
 )
-def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, log_sum):
-    """Fill `out` (batch, pos, head, d) and the logarithm to base 2 of each query's sum (batch, head, pos).
+def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, highest, shrink):
+    """Fill `out` (batch, pos, head, d), and each query's highest score and what its powers are multiplied with.
 
-    The steps of q, k and v are those of batch, head and pos; the entries of a head lie side by side.
+    The latter two, (batch, head, pos), and not the logarithm of the sum: of large scores that would lose the digits
+    that tell shares apart. The steps of q, k and v are those of batch, head and pos; the entries of a head lie side by
+    side.
     """
-    n_batch, n_head, n_pos = log_sum.shape
+    n_batch, n_head, n_pos = highest.shape
     width, height = _whole(d), _whole(n_pos)
     at_once = _heads_at_once(n_batch * n_head)
     for job in prange(-(-n_batch * n_head // at_once)):
         queries, keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
         values, mixed = np.zeros(height * width, np.float32), np.empty(N_QUERY * width, np.float32)
-        score, shrink = np.empty(N_QUERY * height, np.float32), np.empty(N_QUERY, np.float32)
+        score = np.empty(N_QUERY * height, np.float32)
         for index in range(job * at_once, min(n_batch * n_head, (job + 1) * at_once)):
             b, h = index // n_head, index % n_head
             _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
@@ -150,11 +151,11 @@ def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, log_sum):
             for first in range(0, height, N_QUERY):
                 n_query = min(N_QUERY, n_pos - first)
                 _score(queries, first, width, keys, height, d, first + N_QUERY, score)
-                _share_out(score, height, first, n_query, sink[h] * LOG2_E, log_sum[b, h], shrink)
+                _share_out(score, height, first, n_query, sink[h] * LOG2_E, highest[b, h], shrink[b, h])
                 _mix(score, height, first + N_QUERY, values, width, mixed)
                 for r in range(n_query):
                     at = ((b * n_pos + first + r) * n_head + h) * d
-                    _copy(mixed, r * width, 0, 1, d, shrink[r], out, at, 0)
+                    _copy(mixed, r * width, 0, 1, d, shrink[b, h, first + r], out, at, 0)
 
 
 @numba.njit(cache=True, inline="always")
@@ -205,11 +206,11 @@ def forward_last(q, k, k_steps, v, v_steps, sink, n_query, n_pos, d, out):
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
-def _shares(row, by_row, log_sum):
+def _shares(row, by_row, highest, shrink):
     """Turn a query's scores into shares, and the gradients of these into those of the scores; return the mean."""
     mean = ZERO
     for j in range(row.size):
-        row[j] = exp2(row[j] - log_sum)
+        row[j] = exp2(row[j] - highest) * shrink
         mean += row[j] * by_row[j]
     for j in range(row.size):
         by_row[j] = row[j] * (by_row[j] - mean)
@@ -217,7 +218,7 @@ def _shares(row, by_row, log_sum):
 
 
 @numba.njit(cache=True)
-def _weigh(score, by_score, height, first, n_query, log_sum, mean):
+def _weigh(score, by_score, height, first, n_query, highest, shrink, mean):
     """Turn scores into shares, and the shares' gradients into the scores'; what is not seen has neither."""
     n_key = first + N_QUERY
     for r in range(N_QUERY):
@@ -226,7 +227,7 @@ def _weigh(score, by_score, height, first, n_query, log_sum, mean):
             row[j] = NEVER
             by_row[j] = ZERO
         if r < n_query:
-            mean[first + r] = _shares(row, by_row, log_sum[first + r])
+            mean[first + r] = _shares(row, by_row, highest[first + r], shrink[first + r])
         else:
             for j in range(n_key):
                 row[j] = ZERO
@@ -235,17 +236,17 @@ def _weigh(score, by_score, height, first, n_query, log_sum, mean):
 @numba.njit(
     void(
         *(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS),
-        *(float32[:, :, ::1], float32[:, :, ::1], _ARRAY, _ARRAY, _ARRAY, int64),
+        *(_BY_QUERY, _BY_QUERY, _BY_QUERY, _ARRAY, _ARRAY, _ARRAY, int64),
     ),
     cache=True,
     parallel=True,
 )
-def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, log_sum, mean, by_q, by_k, by_v, d):
+def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, highest, shrink, mean, by_q, by_k, by_v, d):
     """Fill the gradients of q, k and v (batch, pos, head, d), and the mean of each query's (batch, head, pos).
 
     The mean is that of its shares' gradients, weighted with the shares.
     """
-    n_batch, n_head, n_pos = log_sum.shape
+    n_batch, n_head, n_pos = highest.shape
     width, height = _whole(d), _whole(n_pos)
     at_once = _heads_at_once(n_batch * n_head)
     for job in prange(-(-n_batch * n_head // at_once)):
@@ -267,7 +268,7 @@ def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, log_sum, mean
                 n_key, n_query = first + N_QUERY, min(N_QUERY, n_pos - first)
                 _score(queries, first, width, turned_keys, height, d, n_key, score)
                 _score(pulls, first, width, turned_values, height, d, n_key, by_score)
-                _weigh(score, by_score, height, first, n_query, log_sum[b, h], mean[b, h])
+                _weigh(score, by_score, height, first, n_query, highest[b, h], shrink[b, h], mean[b, h])
                 _mix(by_score, height, n_key, keys, width, mixed)
                 _collect(score, height, n_key, pulls, first, width, sum_v)
                 _collect(by_score, height, n_key, queries, first, width, sum_k)

@@ -71,25 +71,26 @@ class _NarrowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
         q, k, v = _in_heads(q), _in_heads(k), _in_heads(v)
-        out, log_sum = _by_position(q), q.new_empty(q.shape[:3])
+        out, (highest, shrink) = _by_position(q), q.new_empty(2, *q.shape[:3])
         logit = sink.detach().to(torch.float32).contiguous()
         memory = (*_memory(q), *_memory(k), *_memory(v))
-        _threads().forward(*memory, logit.numpy(), out.view(-1).numpy(), q.shape[-1], log_sum.numpy())
-        ctx.save_for_backward(q, k, v, sink, log_sum)
+        _threads().forward(*memory, logit.numpy(), out.view(-1).numpy(), q.shape[-1], highest.numpy(), shrink.numpy())
+        ctx.save_for_backward(q, k, v, sink, highest, shrink)
         return out.transpose(1, 2)  # (batch, head, pos, d_head)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        q, k, v, sink, log_sum = ctx.saved_tensors
+        q, k, v, sink, highest, shrink = ctx.saved_tensors
         grad = _in_heads(grads[0])
         by_q, by_k, by_v = (_by_position(q) for _ in range(3))
-        mean = torch.empty_like(log_sum)
+        mean = torch.empty_like(highest)
         memory = (*_memory(q), *_memory(k), *_memory(v), *_memory(grad))
         filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
-        _threads().backward(*memory, log_sum.numpy(), mean.numpy(), *filled, q.shape[-1])
+        _threads().backward(*memory, highest.numpy(), shrink.numpy(), mean.numpy(), *filled, q.shape[-1])
         by_sink = None
         if ctx.needs_input_grad[3]:
-            taken = (sink[:, None] - log_sum * math.log(2)).exp()  # what the sink takes: (batch, head, pos)
+            # What the sink takes, (batch, head, pos); the highest score is in units of ln 2.
+            taken = (sink[:, None] - highest * math.log(2)).exp() * shrink
             by_sink = -(taken * mean).sum((0, 2)).to(sink.dtype)
         return by_q.transpose(1, 2), by_k.transpose(1, 2), by_v.transpose(1, 2), by_sink
 

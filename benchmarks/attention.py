@@ -14,7 +14,7 @@ from measuring import in_turn, parser, report, told
 from train_step import SHAPES, model_of
 
 from sparse_circuits.configs import SparsityConfig
-from sparse_circuits.kernels import cpu, cpu_attention
+from sparse_circuits.kernels import cpu_attention, cpu_fused
 from sparse_circuits.memory import keep_freed_memory
 from sparse_circuits.sparsity import project_
 from sparse_circuits.training import loss_and_gradients
@@ -33,8 +33,8 @@ def both_ways(version: ModuleType, size: tuple[int, int, int, int]) -> Callable[
 
     def act() -> object:
         q, k, v = (x.unflatten(-1, (head, d)).transpose(1, 2) for x in leaves)
-        if version is cpu:
-            assert cpu.can_sink_attention(q, k, v)  # its look for what is not finite is part of what it takes
+        if version is cpu_fused:
+            assert cpu_fused.can_sink_attention(q, k, v)  # its look for what is not finite is part of what it takes
         out = version.sink_attention(q, k, v, sink).transpose(1, 2).flatten(2)
         return torch.autograd.grad(out, [*leaves, sink], grad)
 
@@ -63,7 +63,7 @@ def main() -> None:
     """Time each shape both ways."""
     arguments = parser(__doc__).parse_args()
     keep_freed_memory()
-    cases = {str(size): (both_ways(cpu_attention, size), both_ways(cpu, size)) for size in HEADS}
+    cases = {str(size): (both_ways(cpu_attention, size), both_ways(cpu_fused, size)) for size in HEADS}
     for density in (0.9, 0.05):
         cases[f"forward and backward at {density}"] = (step_with(True, density), step_with(False, density))
     rows, results = [["what", "ours", "fused", "ratio"]], {}

@@ -16,8 +16,8 @@ from measuring import parser, report, told
 from peers import RELEASE, require_file
 
 OURS = """
-import sparse_circuits.loading, sparse_circuits.kernels.cpu as cpu
-cpu.loops("_topk_numba"), cpu.loops("_packed_numba")
+import sparse_circuits.loading, sparse_circuits.kernels.compiled as compiled
+compiled.loops("_topk_numba"), compiled.loops("_packed_numba")
 start = clock()
 model = sparse_circuits.loading.load(folder, packed=True)
 """

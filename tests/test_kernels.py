@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_circuits import kernels
-from sparse_circuits.kernels import compiled, cpu, reference
+from sparse_circuits.kernels import compiled, cpu_projection, reference
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, math.inf, -math.inf, math.nan]
 
@@ -76,7 +76,7 @@ def test_abs_topk_and_its_gradient_are_the_references(data, width, n_row):
 
 def test_many_rows_go_through_the_parallel_loop_with_the_same_result():
     x = torch.randn(700, 96).round(decimals=1)
-    assert x.numel() >= cpu._MIN_PARALLEL
+    assert x.numel() >= compiled.MIN_PARALLEL
     assert torch.equal(kernels.abs_topk(x, 24), reference.abs_topk(x, 24))
 
 
@@ -126,7 +126,7 @@ def test_the_projection_of_a_long_vector_is_the_references(kind):
         "one octave": 1 + torch.rand(20_000),
     }[kind]
     fast, slow = weight.clone(), weight.clone()
-    cpu.keep_largest_(fast, 7_001)
+    cpu_projection.keep_largest_(fast, 7_001)
     reference.keep_largest_(slow, 7_001)
     assert torch.equal(fast, slow)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparse_circuits import kernels
 from sparse_circuits.configs import ModelConfig
-from sparse_circuits.kernels import cpu, packed, reference
+from sparse_circuits.kernels import cpu_packed, packed, reference
 from sparse_circuits.model import Transformer
 from sparse_circuits.sparse_products import sparse_products
 from sparse_circuits.training import loss_and_gradients, next_token_loss
@@ -24,7 +24,7 @@ def sparse(n_target, n_source, density, seed=0):
 
 def test_packing_lists_the_nonzeros_row_by_row():
     weight = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 3.0]])
-    for version in (cpu, packed):
+    for version in (cpu_packed, packed):
         found = version.pack(weight)
         assert found.values.tolist() == [2.0, -1.0, 3.0]
         assert found.columns.tolist() == [1, 0, 2]
@@ -41,7 +41,7 @@ def test_one_product_by_hand():
 @settings(max_examples=60, deadline=None)
 def test_a_matrix_comes_back_from_its_nonzeros_and_turns_over(n_target, n_source, density, seed):
     weight = sparse(n_target, n_source, density, seed)
-    for version in (cpu, packed):
+    for version in (cpu_packed, packed):
         found = version.pack(weight)
         assert torch.equal(found.dense(), weight)
         assert torch.equal(version.transposed(found).dense(), weight.T)
@@ -80,7 +80,7 @@ def test_what_is_not_contiguous_is_mapped_alike():
 def test_a_weight_that_is_not_stored_multiplies_nothing(bad):
     weight = kernels.pack(torch.tensor([[0.0, 1.0], [0.5, 0.0]]))
     x = torch.tensor([[bad, 1.0]]).repeat(40, 1)
-    for version in (cpu, reference):
+    for version in (cpu_packed, reference):
         out = version.packed_linear(x, weight, None, None)
         assert out[:, 0].tolist() == [1.0] * 40
         torch.testing.assert_close(out[:, 1], torch.full((40,), 0.5 * bad), equal_nan=True)

@@ -19,7 +19,7 @@ SOURCE = ROOT / "src/sparse_circuits"
 
 
 def listed_files() -> list[str]:
-    """Return the files of the tree in docs/architecture.md, such as `kernels/cpu.py`, in its order."""
+    """Return the files of the tree in docs/architecture.md, such as `kernels/cpu_topk.py`, in its order."""
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     tree = re.search(r"^```\w*\nsrc/sparse_circuits/\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert tree is not None, "docs/architecture.md has no tree that starts with src/sparse_circuits/"

@@ -13,7 +13,19 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels import cpu, cpu_around, cpu_attention, cpu_gate, cpu_loss, cpu_products, cuda, reference
+from sparse_circuits.kernels import (
+    cpu_around,
+    cpu_attention,
+    cpu_fused,
+    cpu_gate,
+    cpu_loss,
+    cpu_packed,
+    cpu_products,
+    cpu_projection,
+    cpu_topk,
+    cuda,
+    reference,
+)
 from sparse_circuits.kernels import packed as _packed
 from sparse_circuits.kernels.packed import PackedWeight as PackedWeight
 
@@ -90,7 +102,7 @@ def sink_attention(
     sink: Float[Tensor, " head"] | None,
 ) -> Float[Tensor, "batch head query d_head"]:
     """Mix values causally, with an optional sink; see `reference.sink_attention`."""
-    for version in () if _forced_reference else (cpu_attention, cpu, cuda):
+    for version in () if _forced_reference else (cpu_attention, cpu_fused, cuda):
         if version.can_sink_attention(q, k, v):
             return version.sink_attention(q, k, v, sink)
     return reference.sink_attention(q, k, v, sink)
@@ -105,7 +117,7 @@ def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"
 def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:
     """Zero all but the `n_keep` largest entries in place; see `reference.keep_largest_`."""
     n_alive = _checked_alive(weight, n_keep, n_alive, neuron_axis)
-    for version in _versions():
+    for version in () if _forced_reference else (cpu_projection, cuda):
         if version.can_keep_largest(weight):
             return version.keep_largest_(weight, n_keep, n_alive=n_alive, neuron_axis=neuron_axis)
     return reference.keep_largest_(weight, n_keep, n_alive=n_alive, neuron_axis=neuron_axis)
@@ -139,12 +151,12 @@ def _checked_alive(weight: Tensor, n_keep: int, n_alive: int, neuron_axis: int) 
 
 def count_nonzero(weight: Float[Tensor, "target source"]) -> int:
     """Count a matrix's nonzeros."""
-    return cpu.count_nonzero(weight) if has_fast_products(weight) else int(weight.count_nonzero())
+    return cpu_packed.count_nonzero(weight) if has_fast_products(weight) else int(weight.count_nonzero())
 
 
 def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
     """Leave out a matrix's zeros."""
-    return (cpu if not _forced_reference and cpu.can_pack(weight) else _packed).pack(weight)
+    return (cpu_packed if has_fast_products(weight) else _packed).pack(weight)
 
 
 def packed_linear(
@@ -158,21 +170,17 @@ def packed_linear(
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"vectors of width {x.shape[-1]} don't fit a weight of {weight.shape[1]} sources")
     if has_fast_products(x):
-        return cpu.packed_linear(x, weight, bias, dense)
+        return cpu_packed.packed_linear(x, weight, bias, dense)
     return reference.packed_linear(x, weight, bias, dense)
 
 
 def has_fast_products(x: Tensor) -> bool:
     """Say whether products with packed weights have a compiled version for a tensor's device and type."""
-    return not _forced_reference and cpu.can_pack(x)
-
-
-def _versions() -> tuple[ModuleType, ...]:
-    return () if _forced_reference else (cpu, cuda)
+    return not _forced_reference and cpu_packed.can_pack(x)
 
 
 def _for_topk(x: Tensor) -> ModuleType:
-    for version in _versions():
+    for version in () if _forced_reference else (cpu_topk, cuda):
         if version.can_abs_topk(x):
             return version
     return reference

@@ -1,4 +1,4 @@
-"""The loops of `kernels.cpu` over packed weights, compiled by Numba at the first import and cached on disk."""
+"""The loops of `kernels.cpu_packed` over packed weights, compiled by Numba at the first import and cached on disk."""
 
 import numba
 import numpy as np

@@ -7,6 +7,9 @@ from types import ModuleType
 
 import torch
 
+MIN_PARALLEL = 1 << 15
+"""Below this many entries the threads' start costs more than they save."""
+
 _causes: set[str] = set()
 """What has been warned of."""
 

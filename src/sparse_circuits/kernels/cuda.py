@@ -185,7 +185,7 @@ def sink_attention(
     v: Float[Tensor, "batch head pos d_head"],
     sink: Float[Tensor, " head"] | None,
 ) -> Float[Tensor, "batch head pos d_head"]:
-    """Mix values causally, with an optional sink; see `cpu.sink_attention` for how."""
+    """Mix values causally, with an optional sink; see `cpu_fused.sink_attention` for how."""
     if sink is None:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return _SinkAttention.apply(q, k, v, sink)  # pyright: ignore[reportReturnType]

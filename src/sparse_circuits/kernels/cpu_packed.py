@@ -1,0 +1,110 @@
+"""Packed weights on a CPU: making them, and products that skip their zeros (Numba)."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparse_circuits.kernels.compiled import MIN_PARALLEL, loops
+from sparse_circuits.kernels.packed import PackedWeight
+
+_N_FEW = 16
+"""So many vectors or fewer go through a packed weight one after the other."""
+
+_N_A_LINE = 4
+"""So few nonzeros a row and column, and many vectors do too: laying 64 side by side would cost more than it saves."""
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Say whether packed weights can be made of this tensor, or used with it."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype is torch.float32
+        and not torch.compiler.is_compiling()
+        and loops("_packed_numba") is not None
+    )
+
+
+def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
+    """Leave out a matrix's zeros; see `packed.pack`."""
+    array, offsets = weight.detach().contiguous().numpy(), _row_offsets(weight)
+    n_nonzero = int(offsets[-1])
+    values, columns = torch.empty(n_nonzero), torch.empty(n_nonzero, dtype=torch.int32)
+    _compiled().pack_rows(array, offsets.numpy(), values.numpy(), columns.numpy())
+    return PackedWeight(values, columns, offsets, (weight.shape[0], weight.shape[1]))
+
+
+def count_nonzero(weight: Float[Tensor, "target source"]) -> int:
+    """Count a matrix's nonzeros."""
+    return int(_row_offsets(weight)[-1])
+
+
+def _row_offsets(weight: Float[Tensor, "target source"]) -> Int[Tensor, " target_and_end"]:
+    """Return where each row's nonzeros start among all, and their number."""
+    offsets = torch.empty(len(weight) + 1, dtype=torch.int64)
+    _compiled().set_threads(torch.get_num_threads() if weight.numel() >= MIN_PARALLEL else 1)
+    _compiled().count_rows(weight.detach().contiguous().numpy(), offsets.numpy())
+    return offsets
+
+
+def transposed(weight: PackedWeight) -> PackedWeight:
+    """Return the transposed matrix; see `packed.transposed`."""
+    turned = PackedWeight(
+        torch.empty_like(weight.values),
+        torch.empty_like(weight.columns),
+        torch.empty(weight.shape[1] + 1, dtype=torch.int64),
+        (weight.shape[1], weight.shape[0]),
+    )
+    _compiled().transpose_packed(*weight.arrays, *turned.arrays)
+    return turned
+
+
+def packed_linear(
+    x: Float[Tensor, "*batch source"],
+    weight: PackedWeight,
+    bias: Float[Tensor, " target"] | None,
+    dense: Float[Tensor, "target source"] | None,
+) -> Float[Tensor, "*batch target"]:
+    """Map vectors by a packed weight; see `reference.packed_linear`."""
+    if not torch.is_grad_enabled():
+        return _map(x, weight, bias, turns=dense is None)
+    return _PackedLinear.apply(x, weight, bias, dense)  # pyright: ignore[reportReturnType]
+
+
+class _PackedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: PackedWeight, bias: Tensor | None, dense: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        ctx.save_for_backward(x if dense is not None else None)
+        return _map(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
+        (x,), grad = ctx.saved_tensors, grads[0].contiguous()
+        flat = grad.flatten(0, -2)
+        grad_x = _map(grad, transposed(ctx.weight), None) if ctx.needs_input_grad[0] else None
+        grad_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
+        grad_dense = flat.T @ x.flatten(0, -2) if ctx.needs_input_grad[3] else None
+        return grad_x, None, grad_bias, grad_dense
+
+
+def _map(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, turns: bool = False) -> Tensor:
+    """Map vectors; `turns` where the weight lives on, so that it pays to turn it over once."""
+    rows = x.detach().contiguous().view(-1, weight.shape[1])
+    out = torch.empty(len(rows), weight.shape[0])
+    start = torch.zeros(weight.shape[0]) if bias is None else bias.detach().contiguous()
+    arguments = (rows.numpy(), *weight.arrays, start.numpy(), out.numpy())
+    is_few = len(rows) <= _N_FEW or len(weight.values) <= _N_A_LINE * sum(weight.shape)
+    if turns and is_few and weight.turned is not None:
+        _compiled().packed_linear_columns(rows.numpy(), *weight.turned.arrays, start.numpy(), out.numpy())
+    elif len(rows) <= _N_FEW:
+        _compiled().packed_linear_few(*arguments)
+    else:
+        _compiled().set_threads(torch.get_num_threads())
+        _compiled().packed_linear_blocks(*arguments)
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _compiled() -> Any:
+    return loops("_packed_numba")

@@ -37,13 +37,13 @@ def forward(x, stride, rows_of_run, n_keep, gate, offset, out, keep):
     """Thin each row out and gate it; rows start `stride` apart in `x`."""
     n_row, width = out.shape
     for block in prange(-(-n_row // ROWS_AT_ONCE)):
-        magnitudes = np.empty(width, dtype=np.int32)
+        magnitudes, guess = np.empty(width, dtype=np.int32), np.zeros(1)
         for r in range(block * ROWS_AT_ONCE, min(n_row, (block + 1) * ROWS_AT_ONCE)):
             run = r // rows_of_run
             row = x[r * stride : r * stride + width]
             threshold = np.int32(0)
             if n_keep < width:
-                threshold = row_threshold(row, n_keep, magnitudes)
+                threshold = row_threshold(row, n_keep, magnitudes, guess)
             else:
                 magnitudes[:] = 0
             n_extra = _write(magnitudes, threshold, row, gate[run], offset[run], out[r], keep[r]) - n_keep
@@ -93,7 +93,7 @@ def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_fir
     """
     n_row, width = out.shape
     for block in prange(-(-n_row // ROWS_AT_ONCE)):
-        magnitudes = np.empty(width, dtype=np.int32)
+        magnitudes, guess = np.empty(width, dtype=np.int32), np.zeros(1)
         for r in range(block * ROWS_AT_ONCE, min(n_row, (block + 1) * ROWS_AT_ONCE)):
             run = r // rows_of_run
             row = x[r * stride : r * stride + width]
@@ -109,7 +109,7 @@ def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_fir
                 continue
             threshold = np.int32(0)
             if n_keep < width:
-                threshold = row_threshold(row, n_keep, magnitudes)
+                threshold = row_threshold(row, n_keep, magnitudes, guess)
             else:
                 magnitudes[:] = 0
             n_extra = _write_alone(magnitudes, threshold, row, gate[run], offset[run], out[r]) - n_keep

@@ -9,6 +9,7 @@ import numpy as np
 from numba import boolean, float32, float64, int32, int64, prange, uint32, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
+from sparse_circuits.kernels._vectors_numba import bits_of, value_of
 
 __all__ = ["abs_topk_rows", "abs_topk_rows_parallel", "row_threshold", "set_threads", "where_kept"]
 
@@ -46,12 +47,13 @@ def _count(magnitudes, threshold):
     return n_above
 
 
-@numba.njit(int32(float32[::1], int64, int32[::1]), cache=True, error_model="numpy")
-def row_threshold(row, n_keep, magnitudes):
+@numba.njit(int32(float32[::1], int64, int32[::1], float64[::1]), cache=True, error_model="numpy")
+def row_threshold(row, n_keep, magnitudes, guess):
     """Write a row's magnitudes; return a t, as bits, that `n_keep` of them are at or above, or more if some are at it.
 
-    The first trial is the value that has the share in an exponential distribution of this mean. The next ones lie where
-    the logarithm of the count, between what is known, would be right. What is left is halved.
+    The first trial is the mean times what it was times in the rows before (`guess`, one number that is kept up to date;
+    0 if there were none), or what has the share in an exponential distribution. The next ones lie where the logarithm
+    of the count, between what is known, would be right. What is left is halved. No guess changes the result.
     """
     size = row.size
     largest, n_low, total = measured(row, magnitudes)
@@ -61,20 +63,21 @@ def row_threshold(row, n_keep, magnitudes):
         return np.int32(0)
     low_bits, high_bits = 1, np.int64(largest) + 1  # at or above these are more than n_keep, and fewer
     if largest < INFINITY:
-        value = np.empty(1, dtype=np.float32)
-        bits = value.view(np.int32)
-        bits[0] = np.int32(largest)
-        low, high, n_high = 0.0, float64(value[0]), 0.5
-        trial = min(-np.log(n_keep / size) * total / size, 0.9 * high)
+        low, high, n_high = 0.0, float64(value_of(np.int32(largest))), 0.5
+        mean = total / size
+        if not guess[0] > 0:
+            guess[0] = -np.log(n_keep / size)
+        trial = min(guess[0] * mean, 0.9 * high)
         for i in range(N_TRIAL):
-            value[0] = np.float32(trial)
-            n_above = float64(_count(magnitudes, bits[0]))
+            bits = bits_of(np.float32(trial))
+            n_above = float64(_count(magnitudes, bits))
             if n_above == n_keep:
-                return bits[0]
+                guess[0] += 0.1 * (trial / mean - guess[0])
+                return bits
             if n_above > n_keep:
-                low, n_low, low_bits = trial, n_above, max(low_bits, int64(bits[0]))
+                low, n_low, low_bits = trial, n_above, max(low_bits, int64(bits))
             else:
-                high, n_high, high_bits = trial, max(n_above, 0.5), min(high_bits, int64(bits[0]))
+                high, n_high, high_bits = trial, max(n_above, 0.5), min(high_bits, int64(bits))
             share = (n_low - n_keep) * (n_low + n_high) / ((n_low - n_high) * (n_low + n_keep))
             trial = low + (high - low) * (0.5 if i % 4 == 3 else min(max(share, 0.02), 0.98))
     while high_bits - low_bits > 1:
@@ -115,9 +118,9 @@ def _write_and_mark(magnitudes, threshold, row, out, keep):
 @numba.njit(void(float32[:, ::1], int64, int64, int64, float32[:, ::1], boolean[:, ::1]), cache=True)
 def _abs_topk_some_rows(rows, first, end, n_keep, out, keep):
     """Do `abs_topk_rows` for the rows from `first` to `end`."""
-    magnitudes = np.empty(rows.shape[1], dtype=np.int32)
+    magnitudes, guess = np.empty(rows.shape[1], dtype=np.int32), np.zeros(1)
     for r in range(first, end):
-        threshold = row_threshold(rows[r], n_keep, magnitudes)
+        threshold = row_threshold(rows[r], n_keep, magnitudes, guess)
         if keep.size > 0:
             n_extra = _write_and_mark(magnitudes, threshold, rows[r], out[r], keep[r]) - n_keep
         else:

@@ -237,13 +237,13 @@ def largest(_context, numbers, at, n):
 
 
 @intrinsic
-def _bits(_context, x):
+def bits_of(_context, x):
     """Read a float32 as an int32."""
     return int32(float32), lambda context, builder, signature, given: builder.bitcast(given[0], ir.IntType(32))
 
 
 @intrinsic
-def _value(_context, x):
+def value_of(_context, x):
     """Read an int32 as a float32."""
     return float32(int32), lambda context, builder, signature, given: builder.bitcast(given[0], ir.FloatType())
 
@@ -265,5 +265,5 @@ def exp2(x):
     series = series * rest + _C2
     series = series * rest + _C1
     series = series * rest + _C0
-    whole = _value((_bits(shifted) + np.int32(127)) << np.int32(23))
+    whole = value_of((bits_of(shifted) + np.int32(127)) << np.int32(23))
     return np.float32(0) if x < np.float32(-126) else series * whole

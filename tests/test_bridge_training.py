@@ -16,7 +16,7 @@ from sparse_circuits.bridges.maps import Bridge, site_pairs
 from sparse_circuits.bridges.residual import OwnModel
 from sparse_circuits.bridges.ridge import ridge_bridge
 from sparse_circuits.configs import BridgeConfig
-from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError, WrongModelError
+from sparse_circuits.errors import ConfigError, DivergedError, FormatError, OutputExistsError, WrongModelError
 from sparse_circuits.loading import load
 from sparse_circuits.runlog import read_records
 
@@ -156,7 +156,7 @@ def test_a_diverging_loss_stops_and_leaves_the_last_checkpoint(dense_run, short,
         return dataclasses.replace(losses, next_token=2.1 * math.log(512)) if step == 13 else losses
 
     monkeypatch.setattr(learning, "backward", diverges)
-    with pytest.raises(ConfigError, match=r"at step 13 .*: it diverged; the last checkpoint is good"):
+    with pytest.raises(DivergedError, match=r"at step 13 .*: it diverged; the last good checkpoint is .*00000010"):
         train_bridges(CONFIG, dense=dense_run, out=tmp_path / "run", train=short)
     assert checkpoint.latest_checkpoint(tmp_path / "run").name == "00000010"
     monkeypatch.undo()

@@ -284,6 +284,12 @@ def latest_checkpoint(run: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
+def last_good(run: Path) -> str:
+    """Say where a run that went wrong can be gone back to."""
+    found = latest_checkpoint(run)
+    return f"the last good checkpoint is {found}" if found else "no checkpoint was written yet"
+
+
 def load_state(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a checkpoint's notes and optimizer state."""
     header, arrays = load_arrays(checkpoint / STATE_NAME, f"{FORMAT} state", VERSION)

@@ -8,7 +8,7 @@ Catching `SparseCircuitsError` catches them all; the command line prints its mes
     - FormatError: a file is truncated, of another version, or not what it says it is
     - DownloadError: a file could not be fetched, or is not what its checksum says
     - CorpusError: the text to train on is missing, unreadable or too short
-    - DivergedError: training has met gradients that are not finite, too many times in a row
+    - DivergedError: training has met too many gradients in a row that are not finite, or a loss that no model has
     - DeviceError: the device is not there, or its memory can't hold what is asked
     - TapError: no activation has this name, or this edit can't be made here
     - TaskError: a task is unknown, or too few of its pairs survive the tokenizer
@@ -45,7 +45,7 @@ class CorpusError(SparseCircuitsError):
 
 
 class DivergedError(SparseCircuitsError):
-    """Training has met gradients that are not finite, too many times in a row."""
+    """Training has met gradients that are not finite, too many times in a row, or a loss that no model has."""
 
 
 class DeviceError(SparseCircuitsError):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparse_circuits.checkpoint import latest_checkpoint
+from sparse_circuits.checkpoint import last_good
 from sparse_circuits.errors import DivergedError
 from sparse_circuits.optimizer import Update
 from sparse_circuits.runlog import RunLog
@@ -87,10 +87,9 @@ class StepRecords:
                 self._stop(step)
 
     def _stop(self, step: int) -> None:
-        found = latest_checkpoint(self.run)
-        good = f"the last good checkpoint is {found}" if found else "no checkpoint was written yet"
         raise DivergedError(
-            f"no gradient was finite in the {MAX_SKIPPED} steps up to {step}; they changed nothing, and {good}: "
+            f"no gradient was finite in the {MAX_SKIPPED} steps up to {step}; they changed nothing, and "
+            f"{last_good(self.run)}: "
             "lower optimizer.lr and start in another folder"
         )
 

@@ -18,7 +18,7 @@ from sparse_circuits.bridges.ridge import Moments, corpus_for, fit_ridge_, new_b
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.configs import BridgeConfig, OptimizerConfig, TrainConfig
 from sparse_circuits.corpus.shards import Corpus
-from sparse_circuits.errors import ConfigError, FormatError
+from sparse_circuits.errors import ConfigError, DivergedError, FormatError
 from sparse_circuits.files import is_done, mark_done
 from sparse_circuits.loading import load
 from sparse_circuits.model import Transformer
@@ -66,7 +66,8 @@ def train_bridges(
         stop_after: Stop, with a checkpoint, after this many steps in all, as an interrupt would.
 
     Raises:
-        ConfigError: Settings, models, corpus or tokenizers don't fit together, or the loss diverged.
+        ConfigError: Settings, models, corpus or tokenizers don't fit together.
+        DivergedError: The loss is not a number, or far above that of a uniform guess.
         OutputExistsError: `out` holds a finished run.
         Interrupted: Ctrl-C; the same call goes on from there.
 
@@ -257,13 +258,13 @@ class _Trainer:
         """Stop before a bad step is taken.
 
         Raises:
-            ConfigError: The loss is not a number, or far above that of a uniform guess.
+            DivergedError: The loss is not a number, or far above that of a uniform guess.
         """
         most = N_DIVERGED * math.log(self.train.model.n_vocab)
         if not math.isfinite(losses.total) or losses.next_token > most:
-            raise ConfigError(
+            raise DivergedError(
                 f"the loss is {losses.total:.4g} at step {step} (next token {losses.next_token:.4g}): it diverged; "
-                f"the last checkpoint is good: lower sparse_lr (now {self.train.optimizer.lr}) or lr "
+                f"{checkpoint.last_good(self.out)}: lower sparse_lr (now {self.train.optimizer.lr}) or lr "
                 f"(now {self.config.lr}) and start in another folder"
             )
 

@@ -1,6 +1,6 @@
 """Dense products on a CPU by oneDNN, which torch brings but asks for half precision alone.
 
-MKL takes longer where there is AVX-512; elsewhere it is the faster one, and these are not used.
+MKL takes longer where there is AVX-512; elsewhere it is the faster one at most shapes, and these are not used.
 """
 
 from typing import Any

@@ -1,16 +1,19 @@
 """Pruning finds a circuit that is known by construction, and leaves the model as it was."""
 
+import dataclasses
+
 import pytest
 import torch
-from hand_built import NODES, hand_built_model, hand_built_task
+from hand_built import NODES, A, B, X, Y, hand_built_model, hand_built_task
 
 from sparse_circuits.ablation import ablation_values, task_means
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import PruneError
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.pruning import prune
+from sparse_circuits.pruning import Pruning, prune
 from sparse_circuits.scoring import all_logit_differences, logit_difference, task_loss
 from sparse_circuits.taps import reading, replacing
+from sparse_circuits.tasks.pairs import hash_splits
 
 QUICK = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
 
@@ -26,6 +29,20 @@ def test_pruning_finds_the_known_circuit_and_nothing_else():
 def test_pruning_with_task_means_finds_it_too():
     circuit = prune(hand_built_model(), hand_built_task(), QUICK, ablation="task_mean")
     assert circuit.node_names() == NODES
+
+
+def test_no_removal_is_refused_for_what_the_last_token_alone_tells():
+    model, task = hand_built_model(), hand_built_task()
+    with torch.no_grad():  # the answer stands in the last token too, and its embedding alone says which
+        model.unembedding.weight[[X, Y], 0] = torch.tensor([2.0, -2.0])
+    splits = {}
+    for name, pairs in task.splits.items():
+        tokens = pairs.tokens.clone()
+        tokens[torch.arange(len(pairs)), :, pairs.length - 1] = torch.tensor([A, B])
+        splits[name] = dataclasses.replace(pairs, tokens=tokens)
+    task = dataclasses.replace(task, splits=splits, hash=hash_splits(splits))
+    assert Pruning(model, task, QUICK).max_auroc == 1
+    assert Pruning(model, hand_built_task(), QUICK).max_auroc == QUICK.max_auroc
 
 
 def test_an_unreachable_target_is_said_with_the_models_own_loss():

@@ -127,13 +127,17 @@ class Pruning:
         self.without = Evaluator(model=model, pairs=self.pairs, values=self.values, may_shift=not task.answers_vary)
         self.evaluator = dataclasses.replace(self.without, wanted=self.full if config.goal == "model" else None)
         self.needed = torch.zeros(self.evaluator.n_node, dtype=torch.bool)
-        self.model_loss = float(self.evaluator.losses(torch.ones(1, self.evaluator.n_node, dtype=torch.bool)))
+        every_node = torch.ones(1, self.evaluator.n_node, dtype=torch.bool)
+        self.model_loss = float(self.evaluator.losses(every_node))
         if self.model_loss > config.target_loss and not task.is_control:
             raise PruneError(
                 f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
                 f"{task.name} (select and fit) is {self.model_loss:.6f}, chance 0.693; "
                 "train longer or raise target_loss"
             )
+        # What the last token alone tells of the answer, by embedding and bigram table, no removal of nodes takes away.
+        is_bigram_solvable = float(self.goal(1.0).auroc(every_node)) > config.max_auroc
+        self.max_auroc = 1.0 if is_bigram_solvable else config.max_auroc
         if config.needed_loss is not None:
             excluded = NodeSpace.of(model.config).marked(config.exclude)
             self.needed = needed_nodes(self.without, config.needed_loss) & ~excluded
@@ -183,7 +187,7 @@ class Pruning:
         Raises:
             PruneError: No size of any run reaches the target.
         """
-        for max_auroc in sorted({self.config.max_auroc, 1.0}):
+        for max_auroc in sorted({self.max_auroc, 1.0}):
             goal = self.goal(max_auroc)
             found = [(run, *scan_sizes(goal, tau)) for run, tau in enumerate(learned.tau)]
             passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]

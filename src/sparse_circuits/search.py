@@ -76,7 +76,7 @@ def search_settings(
         configs = [_drawn(trial, config) for trial in trials]
         learned = pruning.learn(configs)
         for trial, tau, drawn, history in zip(trials, learned.tau, configs, learned.history, strict=True):
-            goal = pruning.goal(config.max_auroc)
+            goal = pruning.goal(pruning.max_auroc)
             keep, curve = scan_sizes(goal, tau)
             missed = min(point["loss"] for point in curve) - goal.target_loss
             n_node = len(tau) * (1 + MISS * max(missed, 0.0)) if keep is None else float(keep.sum())

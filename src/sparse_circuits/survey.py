@@ -36,7 +36,7 @@ N_ATTRIBUTION_PAIR = 128
 """Pairs of `fit` that the gradient rankings look at."""
 
 SOLVED = 0.1
-"""A task is solved if the model's loss on `select` is at most this, in nats."""
+"""A task is solved if the model's loss on prompts of level i is at most this, in nats."""
 
 
 def prune_all(
@@ -170,12 +170,12 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
         PruneError: The model does not solve the task, or no size reaches the target.
     """
     select, test = task.split("select"), task.split("test")
-    model_difference = all_logit_differences(model, select)[0]
-    select_loss = float(task_loss(model_difference))
-    if select_loss > SOLVED and not task.is_control:
+    difference = all_logit_differences(model, select.at_level("i"))[0]
+    loss = float(task_loss(difference))
+    if loss > SOLVED and not task.is_control:
         raise PruneError(
-            f"the model does not solve it: loss {select_loss:.3f}, accuracy {float(accuracy(model_difference)):.3f} on "
-            f"select (solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
+            f"the model does not solve it: loss {loss:.3f}, accuracy {float(accuracy(difference)):.3f} on select, level i "
+            f"(solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
         )
     row: dict[str, Any] = {"is_control": task.is_control, "is_bigram_solvable": False}
     started = time.monotonic()
@@ -246,11 +246,13 @@ def _control_model(
 
 def table(summary: dict[str, Any]) -> str:
     """Write a survey as a table: losses in nats on `test`, chance 0.693."""
-    head = ["task", "model", "circuit", "sealed", "nodes", "edges", "with embeddings", "seconds"]
+    head = ["task", "model", "circuit", "at level i", "sealed", "nodes", "edges", "with embeddings", "seconds"]
     rows = [head]
     for name, row in summary["tasks"].items():
         mark = " (bigram-solvable)" if row["is_bigram_solvable"] else " (control)" if row["is_control"] else ""
-        losses = [f"{row[key]:.3f}" if key in row else "—" for key in ("model_loss", "circuit_loss", "sealed_loss")]
+        level_i = row.get("circuit_loss_by_level", {}).get("i")
+        found = (row.get("model_loss"), row.get("circuit_loss"), level_i, row.get("sealed_loss"))
+        losses = ["—" if loss is None else f"{loss:.3f}" for loss in found]
         sizes = [f"{row[key]:,}" for key in ("n_node", "n_edge", "n_edge_all")]
         rows.append([name + mark, *losses, *sizes, f"{row.get('seconds', 0):.0f}"])
     lines = aligned(rows)

@@ -174,8 +174,8 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     loss = float(task_loss(difference))
     if loss > SOLVED and not task.is_control:
         raise PruneError(
-            f"the model does not solve it: loss {loss:.3f}, accuracy {float(accuracy(difference)):.3f} on select, level i "
-            f"(solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
+            f"the model does not solve it: loss {loss:.3f}, accuracy {float(accuracy(difference)):.3f} on select, "
+            f"level i (solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
         )
     row: dict[str, Any] = {"is_control": task.is_control, "is_bigram_solvable": False}
     started = time.monotonic()

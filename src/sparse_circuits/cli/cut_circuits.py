@@ -37,7 +37,7 @@ def tasks(
 
     opened = load(model)
     names = [task] if task else None
-    found = survey.describe_tasks(opened, names=names, seed=seed, corpus=corpus_of(opened))
+    found = survey.describe_tasks(opened, names=names, seed=seed, corpus=corpus_of(opened, task))
     text = survey.tasks_table(found)
     if task is not None:
         made = task_for(opened, task, seed)

@@ -1,5 +1,6 @@
 """What commands have in common: their arguments, and how a result is told."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -44,18 +45,27 @@ def task_for(model: Any, name: str, seed: int, max_token: int | None = None) -> 
     """Make a task for a model, with mined pairs if the run's corpus is still there."""
     from sparse_circuits.tasks import task
 
-    return task(name, model.tokenizer, seed=seed, corpus=corpus_of(model), max_token=max_token)
+    return task(name, model.tokenizer, seed=seed, corpus=corpus_of(model, name), max_token=max_token)
 
 
-def corpus_of(model: Any) -> Any:
-    """Return the corpus that a model's run was trained on, if it is still there."""
-    from sparse_circuits.ablation import is_run, run_of
+def corpus_of(model: Any, name: str | None = None) -> Any:
+    """Return the corpus that a model's run was trained on, if it is still there; none for a task that is a file."""
+    from sparse_circuits.ablation import is_run
+    from sparse_circuits.tasks import BEHAVIOURS, CONTROLS
+
+    if model.folder is None or not is_run(model.folder) or name not in (None, *BEHAVIOURS, *CONTROLS):
+        return None
+    return _corpus_in(model.folder)
+
+
+@functools.cache
+def _corpus_in(run: Path) -> Any:
+    """Open the corpus of a run once, and say once if it is gone."""
+    from sparse_circuits.ablation import run_of
     from sparse_circuits.errors import CorpusError, FormatError
 
-    if model.folder is None or not is_run(model.folder):
-        return None
     try:
-        return run_of(model.folder)[1]
+        return run_of(run)[1]
     except (CorpusError, FormatError) as error:
         say(f"no mined pairs: {error}")
         return None

@@ -113,16 +113,14 @@ class Pruning:
         self.model, self.task, self.config, self.progress = model, task, config, progress
         made_of = {"settings": sha256_of_json(config.to_json()), "task": task.hash, "model": model_hash(model)}
         self.unfinished = Unfinished(folder, made_of)
-        fit, select = task.split("fit"), task.split("select")
         longest = max(int(pairs.length.max()) for pairs in task.splits.values() if len(pairs))
         if longest > model.config.n_ctx:
             raise PruneError(
                 f"a prompt of {task.name} has {longest} tokens, the model's context {model.config.n_ctx}; "
                 f"make the task with max_token {model.config.n_ctx} or less"
             )
-        self.values = ablation_values(model, config.ablation, fit=fit, n_token=config.n_mean_token)
-        some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
-        self.pairs = Pairs.join([select, fit.take(some)])
+        self.values = ablation_values(model, config.ablation, fit=task.split("fit"), n_token=config.n_mean_token)
+        self.pairs = deciding_pairs(task)
         self.full = all_logit_differences(model, self.pairs)[0]
         self.without = Evaluator(model=model, pairs=self.pairs, values=self.values, may_shift=not task.answers_vary)
         self.evaluator = dataclasses.replace(self.without, wanted=self.full if config.goal == "model" else None)
@@ -259,6 +257,13 @@ class Pruning:
 
         begun = self.unfinished.refining.get(order)
         return refine(goal, keep, cuts_edges=self.config.cuts_edges, order=order, begun=begun, on_round=on_round)
+
+
+def deciding_pairs(task: Task) -> Pairs:
+    """Return the pairs that sizes, calibration and removals are decided on: `select`, and as many spread over `fit`."""
+    fit, select = task.split("fit"), task.split("select")
+    some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
+    return Pairs.join([select, fit.take(some)])
 
 
 def example_pair(model: Transformer, task: Task) -> list[dict[str, str]]:

@@ -18,9 +18,9 @@ from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import PruneError, TaskError
 from sparse_circuits.faithfulness.card import BIGRAM_SOLVABLE
 from sparse_circuits.faithfulness.controls import pruned_or_unreached
-from sparse_circuits.files import write_json, written_whole
+from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
-from sparse_circuits.pruning import example_pair
+from sparse_circuits.pruning import deciding_pairs, example_pair
 from sparse_circuits.refinement import loss_at_sizes
 from sparse_circuits.runlog import say
 from sparse_circuits.scoring import accuracy, all_logit_differences, task_loss
@@ -36,7 +36,7 @@ N_ATTRIBUTION_PAIR = 128
 """Pairs of `fit` that the gradient rankings look at."""
 
 SOLVED = 0.1
-"""A task is solved if the model's loss on prompts of level i is at most this, in nats."""
+"""A task is solved if the model's loss is at most this, in nats."""
 
 
 def prune_all(
@@ -170,20 +170,20 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
         PruneError: The model does not solve the task, or no size reaches the target.
     """
     select, test = task.split("select"), task.split("test")
-    difference = all_logit_differences(model, select.at_level("i"))[0]
+    difference = all_logit_differences(model, deciding_pairs(task))[0]
     loss = float(task_loss(difference))
     if loss > SOLVED and not task.is_control:
         raise PruneError(
-            f"the model does not solve it: loss {loss:.3f}, accuracy {float(accuracy(difference)):.3f} on select, "
-            f"level i (solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
+            f"the model does not solve it: loss {loss:.3f}, accuracy {float(accuracy(difference)):.3f} on select "
+            f"and fit (solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
         )
     row: dict[str, Any] = {"is_control": task.is_control, "is_bigram_solvable": False}
-    started = time.monotonic()
+    was_there, started = is_done(folder), time.monotonic()
     circuit = pruned_or_unreached(model, task, folder, config, progress)
     if circuit is None:
         n_node = sum(model.config.node_widths().values())
         return row | {"n_node": n_node, "n_edge": 0, "n_edge_all": 0, "is_reached": False}
-    seconds = round(time.monotonic() - started, 1)
+    seconds = None if was_there else round(time.monotonic() - started, 1)
     circuit.log_test_reading(folder, "survey")
     nothing = torch.zeros(1, circuit.n_node_total, dtype=torch.bool)
     evaluator = Evaluator(model=model, pairs=select, values=circuit.values, may_shift=not task.answers_vary)
@@ -254,7 +254,8 @@ def table(summary: dict[str, Any]) -> str:
         found = (row.get("model_loss"), row.get("circuit_loss"), level_i, row.get("sealed_loss"))
         losses = ["—" if loss is None else f"{loss:.3f}" for loss in found]
         sizes = [f"{row[key]:,}" for key in ("n_node", "n_edge", "n_edge_all")]
-        rows.append([name + mark, *losses, *sizes, f"{row.get('seconds', 0):.0f}"])
+        seconds = row.get("seconds")
+        rows.append([name + mark, *losses, *sizes, "—" if seconds is None else f"{seconds:.0f}"])
     lines = aligned(rows)
     lines += [f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()]
     for name in ("gradient", "integrated_gradients"):

@@ -126,10 +126,11 @@ def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_fir
     cache=True,
 )
 def _write_gradients(grad, row, keep, gate, value, grad_x, by_gate):
+    # In one loop there are more pairs of arrays that might overlap than the compiler checks, so it would go one by one.
     for i in range(grad.size):
-        is_kept = keep[i]
-        by_gate[i] += grad[i] * ((row[i] if is_kept else np.float32(0)) - value[i])
-        grad_x[i] = grad[i] * gate[i] if is_kept else np.float32(0)
+        by_gate[i] += grad[i] * ((row[i] if keep[i] else np.float32(0)) - value[i])
+    for i in range(grad.size):
+        grad_x[i] = grad[i] * gate[i] if keep[i] else np.float32(0)
 
 
 @numba.njit(

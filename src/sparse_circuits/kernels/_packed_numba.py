@@ -5,7 +5,7 @@ import numpy as np
 from numba import float32, int32, int64, prange, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
-from sparse_circuits.kernels._vectors_numba import turn
+from sparse_circuits.kernels._vectors_numba import N_TOGETHER, sum_rows, turn
 
 __all__ = [
     "count_rows",
@@ -16,9 +16,6 @@ __all__ = [
     "set_threads",
     "transpose_packed",
 ]
-
-N_TOGETHER = 64
-"""Vectors that go through a weight side by side: one load of a weight serves them all."""
 
 N_SUM = 16
 """Rows of the weight whose results are turned over together: they fill a line of the cache."""
@@ -66,24 +63,6 @@ def transpose_packed(values, columns, offsets, new_values, new_columns, new_offs
             new_columns[q] = r
 
 
-@numba.njit(cache=True, fastmath={"contract"}, inline="always")
-def _add_products(acc, values, columns, start, end, turned):
-    """Add up a row of weights times the vectors' entries, four weights at a time."""
-    p = start
-    while p + 4 <= end:
-        a, b, c, d = values[p], values[p + 1], values[p + 2], values[p + 3]
-        of_a, of_b = turned[columns[p]], turned[columns[p + 1]]
-        of_c, of_d = turned[columns[p + 2]], turned[columns[p + 3]]
-        for t in range(N_TOGETHER):
-            acc[t] += a * of_a[t] + b * of_b[t] + c * of_c[t] + d * of_d[t]
-        p += 4
-    while p < end:
-        a, of_a = values[p], turned[columns[p]]
-        for t in range(N_TOGETHER):
-            acc[t] += a * of_a[t]
-        p += 1
-
-
 @numba.njit(
     void(float32[:, ::1], float32[::1], int32[::1], int64[::1], float32[::1], float32[:, ::1]),
     cache=True,
@@ -91,21 +70,21 @@ def _add_products(acc, values, columns, start, end, turned):
     fastmath={"contract"},
 )
 def packed_linear_blocks(x, values, columns, offsets, bias, out):
-    """Map many vectors, 64 side by side: they lie as columns, so that each weight multiplies a row of theirs."""
+    """Map many vectors, N_TOGETHER side by side: they lie as columns, so each weight multiplies a row of theirs."""
     n_vector, n_source, n_target = x.shape[0], x.shape[1], out.shape[1]
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
     for block in prange(-(-n_vector // N_TOGETHER)):
         first = block * N_TOGETHER
         n = min(N_TOGETHER, n_vector - first)
-        turned = np.zeros((n_source, N_TOGETHER), dtype=np.float32)
-        turn(flat_x, first * n_source, n_source, n, n_source, turned.reshape(-1), 0, N_TOGETHER)
-        sums = np.empty((N_SUM, N_TOGETHER), dtype=np.float32)
+        turned = np.zeros(n_source * N_TOGETHER, dtype=np.float32)
+        turn(flat_x, first * n_source, n_source, n, n_source, turned, 0, N_TOGETHER)
+        sums = np.empty(N_SUM * N_TOGETHER, dtype=np.float32)
         for start in range(0, n_target, N_SUM):
             n_row = min(N_SUM, n_target - start)
             for r in range(n_row):
-                sums[r, :] = bias[start + r]
-                _add_products(sums[r], values, columns, offsets[start + r], offsets[start + r + 1], turned)
-            turn(sums.reshape(-1), 0, N_TOGETHER, n_row, n, flat_out, first * n_target + start, n_target)
+                p, end = offsets[start + r], offsets[start + r + 1]
+                sum_rows(bias[start + r], values, columns, p, end, turned, sums, r * N_TOGETHER)
+            turn(sums, 0, N_TOGETHER, n_row, n, flat_out, first * n_target + start, n_target)
 
 
 @numba.njit(

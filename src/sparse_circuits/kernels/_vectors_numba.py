@@ -82,6 +82,53 @@ def _everywhere(builder: Any, entry: Any) -> Any:
 set_tile, add_tile = _tile_product(adds=False), _tile_product(adds=True)
 
 
+N_TOGETHER = 64
+"""Entries of a row that `sum_rows` adds up; its sums stay in registers."""
+
+N_CHAIN = 2 if N_ROW == 8 else 1
+"""Sums of every entry: eight registers' additions overlap, which are half of the sums with AVX-512."""
+
+
+@intrinsic
+def sum_rows(_context, first, factors, places, start, end, rows, out, out_at):
+    """out[:] = first + Σ factors[p] · rows[places[p], :] over start ≤ p < end, for rows of N_TOGETHER entries.
+
+    `factors`, `rows` and `out` are flat float32 arrays, `places` is one of int32.
+    """
+    signature = types.void(first, factors, places, int64, int64, rows, out, int64)
+
+    def generate(context, builder, signature, given):
+        first, factors, places, start, end, rows, out, out_at = given
+        factors, places, rows, out = (_start_of(context, builder, signature.args[i], given[i]) for i in (1, 2, 5, 6))
+        parts = [ir.Constant(ir.IntType(64), t) for t in range(0, N_TOGETHER, LANES)]
+        begun = [_everywhere(builder, first), *[ir.Constant(_VECTOR, [0.0] * LANES)] * (N_CHAIN - 1)]
+        chains = [[cgutils.alloca_once_value(builder, value) for _ in parts] for value in begun]
+
+        def add(place, sums):
+            factor = _everywhere(builder, builder.load(builder.gep(factors, [place])))
+            row = builder.zext(builder.load(builder.gep(places, [place])), ir.IntType(64))
+            row = builder.gep(rows, [builder.mul(row, ir.Constant(row.type, N_TOGETHER))])
+            for part, total in zip(parts, sums, strict=True):
+                term = builder.fmul(factor, builder.load(_vector_at(builder, row, part), align=4), flags=("contract",))
+                builder.store(builder.fadd(builder.load(total), term, flags=("contract",)), total)
+
+        step = ir.Constant(start.type, N_CHAIN)
+        whole = builder.sub(end, builder.srem(builder.sub(end, start), step))
+        with cgutils.for_range_slice(builder, start, whole, step) as (place, _):
+            for chain, sums in enumerate(chains):
+                add(builder.add(place, ir.Constant(place.type, chain)), sums)
+        with cgutils.for_range_slice(builder, whole, end, ir.Constant(start.type, 1)) as (place, _):
+            add(place, chains[0])
+        for part, *sums in zip(parts, *chains, strict=True):
+            total = builder.load(sums[0])
+            for other in sums[1:]:
+                total = builder.fadd(total, builder.load(other))
+            builder.store(total, _vector_at(builder, out, builder.add(out_at, part)), align=4)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 SIDE = 8
 """Rows and columns of the squares that matrices are turned over in."""
 

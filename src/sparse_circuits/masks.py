@@ -14,6 +14,7 @@ from sparse_circuits.mask_runs import LearnedCalibration, MaskParameters, MaskRu
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.scoring import CHANCE, all_logit_differences, logit_difference, match_loss, task_loss
+from sparse_circuits.sparse_products import sparse_products
 from sparse_circuits.taps import Gate, replacing
 from sparse_circuits.tasks.pairs import Pairs
 
@@ -127,7 +128,7 @@ def _learn_together(
     with_complement = bool(necessity.any())
     ablated = space.split(torch.stack([run.values for run in runs]).repeat(1 + with_complement, 1))
     history: list[list[dict[str, float]]] = [[] for _ in runs]
-    with _frozen(model):
+    with _frozen(model), sparse_products(model):
         for step in range(n_step):
             gates = step_gates(masks.tau(), temperature=masks.temperature, complement=with_complement)
             edits = {name: Gate(gate, ablated[name]) for name, gate in space.split(gates).items()}

@@ -7,7 +7,7 @@ from sparse_circuits import kernels
 from sparse_circuits.layers import Linear
 from sparse_circuits.model import Transformer
 
-MAX_DENSITY = 0.1
+MAX_DENSITY = 0.15
 """Share of nonzeros up to which the sparse products are the faster ones; measured by benchmarks/kernels.py."""
 
 MIN_SIZE = 1 << 15

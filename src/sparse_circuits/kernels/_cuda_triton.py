@@ -21,7 +21,7 @@ def _magnitude(x, IS_HALF: tl.constexpr):
 @triton.jit
 def _threshold(magnitude, n_keep, N_BIT: tl.constexpr):
     """Return the largest t such that at least `n_keep` magnitudes are at or above t, bit by bit; along axis 0."""
-    found = tl.sum(magnitude, 0) * 0
+    found = tl.sum(magnitude * 0, 0)
     for i in tl.static_range(N_BIT):
         trial = found | (1 << (N_BIT - 1 - i))
         n_above = tl.sum((magnitude >= trial).to(tl.int32), 0)

@@ -54,7 +54,7 @@ def prune_all(
     Args:
         model: The model.
         out: Folder of the circuits, one a task, and of `summary.json`. Circuits that are there are kept, so a survey
-            that was interrupted goes on.
+            that was interrupted goes on, and one of a task that the model does not quite solve can be put beside.
         config: How to prune.
         names: Tasks; all of them if left out.
         controls: Prune the nonsense tasks too, and the tasks in models that never learned them, with the same budget.
@@ -171,14 +171,14 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     """
     select, test = task.split("select"), task.split("test")
     difference = all_logit_differences(model, deciding_pairs(task))[0]
-    loss = float(task_loss(difference))
-    if loss > SOLVED and not task.is_control:
+    loss, was_there = float(task_loss(difference)), is_done(folder)
+    if loss > SOLVED and not task.is_control and not was_there:
         raise PruneError(
             f"the model does not solve it: loss {loss:.3f}, accuracy {float(accuracy(difference)):.3f} on select "
             f"and fit (solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
         )
     row: dict[str, Any] = {"is_control": task.is_control, "is_bigram_solvable": False}
-    was_there, started = is_done(folder), time.monotonic()
+    started = time.monotonic()
     circuit = pruned_or_unreached(model, task, folder, config, progress)
     if circuit is None:
         n_node = sum(model.config.node_widths().values())

@@ -38,14 +38,17 @@ def test_a_solved_task_is_pruned_and_the_others_are_skipped_with_the_reason(surv
     assert "geometric means" in told
 
 
-def test_a_second_call_keeps_the_circuits_that_are_there(surveyed):
+def test_a_second_call_keeps_the_circuits_that_are_there_solved_or_not(surveyed, monkeypatch):
     model, out, config, names, summary = surveyed
+    monkeypatch.setattr(survey, "SOLVED", 0.0)
     before = (out / "single_double_quote/masks.safetensors").stat().st_mtime_ns
     again = sc.prune_all(model, out, config, names=names)
     assert (out / "single_double_quote/masks.safetensors").stat().st_mtime_ns == before
     assert (
         again["tasks"]["single_double_quote"]["circuit_loss"] == summary["tasks"]["single_double_quote"]["circuit_loss"]
     )
+    assert summary["tasks"]["single_double_quote"]["seconds"] > 0
+    assert again["tasks"]["single_double_quote"]["seconds"] is None
 
 
 def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_reaches_the_target(

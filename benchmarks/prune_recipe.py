@@ -134,7 +134,7 @@ def main() -> None:
     told = {"settings": arguments.settings, "steps": arguments.steps, "model_hash": model_hash(model)}
     if path.exists():
         held = json.loads(path.read_text(encoding="utf-8"))
-        results = held["results"] if all(held[key] == value for key, value in told.items()) else {}
+        results = held["results"] if all(held.get(key) == value for key, value in told.items()) else {}
     for name in arguments.tasks:
         try:
             results[name] = results.get(name) or measure(model, name, arguments.settings, arguments.steps)

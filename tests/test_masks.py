@@ -6,7 +6,7 @@ import pytest
 import torch
 from hand_built import NODES, hand_built_model, hand_built_task, random_model, random_pairs
 
-from sparse_circuits import kernels
+from sparse_circuits import kernels, sparse_products
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError, TapError
 from sparse_circuits.mask_runs import PRICE_AT_START, MaskParameters, MaskRun, step_gates, surrogate_derivative
@@ -41,6 +41,26 @@ def test_the_complement_keeps_what_the_circuit_removes_and_pulls_the_other_way()
     (out * weight).sum().backward()
     by_mask = (weight * (x.detach() - value)).unflatten(0, (2, 2)).sum((1, 2))
     torch.testing.assert_close(tau.grad[0], (by_mask[0] - by_mask[1]) * surrogate_derivative(tau.detach()[0], 1.0))
+
+
+def test_products_with_the_nonzeros_alone_learn_the_same_masks(monkeypatch):
+    model, pairs = random_model(), random_pairs()
+    values = torch.randn(NodeSpace.of(model.config).n_node)
+    config = PruneConfig(n_step=6, n_pair=4, lr=0.05)
+    learned, n_product = [], []
+    monkeypatch.setattr(sparse_products, "MIN_SIZE", 1)
+    of_packed = kernels.packed_linear
+    monkeypatch.setattr(
+        kernels, "packed_linear", lambda *given, **more: n_product.append(1) or of_packed(*given, **more)
+    )
+    for density in (0.0, 1.0):
+        monkeypatch.setattr(sparse_products, "MAX_DENSITY", density)
+        learned.append(learn_masks(model, [MaskRun(fit=pairs, values=values, config=config, may_shift=True)]))
+        assert bool(n_product) == (density == 1.0 and kernels.has_fast_products(model.unembedding.weight))
+        assert all(linear.packed is None for linear in model.linears().values())
+    torch.testing.assert_close(learned[0].tau, learned[1].tau, rtol=1e-4, atol=1e-5)
+    losses = [[record["loss"] for record in one.history[0]] for one in learned]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_a_step_of_all_runs_is_torchs_adamw_on_each():

@@ -9,7 +9,9 @@ from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import FormatError, TapError
 from sparse_circuits.model import Transformer
 from sparse_circuits.packed_model import PackedEmbedding, load_packed, pack_model
+from sparse_circuits.sparse_products import sparse_products
 from sparse_circuits.taps import EdgeCut
+from sparse_circuits.tasks.sampling import SplitSizes
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,19 @@ def test_cutting_its_edges_is_refused(both):
 def test_opening_a_circuit_against_it_is_refused(both):
     with pytest.raises(TapError, match="circuits need its edges"):
         sc.Circuit.load(sc.example("circuits/single_double_quote"), both[1])
+
+
+def test_pruning_it_is_refused_before_anything_is_learned(both):
+    task = sc.task("single_double_quote", both[1].tokenizer, sizes=SplitSizes(fit=8, select=4, test=4, hard=4))
+    with pytest.raises(TapError, match="circuits need its edges"):
+        sc.prune(both[1], task)
+
+
+def test_its_weights_stay_packed_where_others_are_packed_for_a_while(both):
+    before = {name: linear.packed for name, linear in both[1].linears().items()}
+    with sparse_products(both[1]) as chosen:
+        assert chosen == []
+    assert {name: linear.packed for name, linear in both[1].linears().items()} == before
 
 
 def test_saving_it_again_is_refused(both, tmp_path):

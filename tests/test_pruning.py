@@ -31,7 +31,7 @@ def test_pruning_with_task_means_finds_it_too():
     assert circuit.node_names() == NODES
 
 
-def test_no_removal_is_refused_for_what_the_last_token_alone_tells():
+def test_no_limit_on_auroc_is_set_where_the_last_token_alone_tells_the_answer():
     model, task = hand_built_model(), hand_built_task()
     with torch.no_grad():  # the answer stands in the last token too, and its embedding alone says which
         model.unembedding.weight[[X, Y], 0] = torch.tensor([2.0, -2.0])

@@ -86,12 +86,10 @@ def match(
     }
     if tasks:
         folders = {"sparse": run, **{f"dense-{width}": out / f"dense-{width}" for width in widths}}
-        surveys = {
-            name: prune_all(
-                load(folder), out / "circuits" / name, prune_config, names=tasks, corpus=corpus, progress=progress
-            )
-            for name, folder in folders.items()
-        }
+        surveys = {}
+        for name, folder in folders.items():
+            at = out / "circuits" / name
+            surveys[name] = prune_all(load(folder), at, prune_config, names=tasks, corpus=corpus, progress=progress)
         found["circuits"] = compare_circuits([*surveys.values()], weight)
         _draw(surveys, found["circuits"]["tasks"], out / "curves.svg", (prune_config or PruneConfig()).target_loss)
     write_json(out / "match.json", found)

@@ -15,6 +15,7 @@ from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.completeness import needed_nodes
 from sparse_circuits.configs import PruneConfig
+from sparse_circuits.edges import require_whole
 from sparse_circuits.errors import PruneError
 from sparse_circuits.files import refuse_finished, sha256_of_json
 from sparse_circuits.mask_runs import MaskRun
@@ -58,6 +59,7 @@ def prune(
 
     Raises:
         PruneError: The full model, or every mask that was learned, misses the target there.
+        TapError: The model is packed.
         ConfigError: A setting is out of range, or the folder holds the beginning of another pruning.
         OutputExistsError: The folder holds a finished circuit.
     """
@@ -99,6 +101,7 @@ class Pruning:
     Raises:
         ConfigError: The folder holds the beginning of another pruning.
         PruneError: A prompt exceeds the model's context, or the full model misses the target.
+        TapError: The model is packed.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Pruning:
         folder: Path | None = None,
         progress: TextIO | None = None,
     ) -> None:
+        require_whole(model)
         self.model, self.task, self.config, self.progress = model, task, config, progress
         made_of = {"settings": sha256_of_json(config.to_json()), "task": task.hash, "model": model_hash(model)}
         self.unfinished = Unfinished(folder, made_of)

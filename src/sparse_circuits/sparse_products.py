@@ -1,4 +1,4 @@
-"""Products with the nonzeros of a weight alone, in training, where these are few enough to be faster."""
+"""Products with the nonzeros of a weight alone, in learning, where these are few enough to be faster."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from sparse_circuits.layers import Linear
 from sparse_circuits.model import Transformer
 
 MAX_DENSITY = 0.15
-"""Share of nonzeros up to which the sparse products are the faster ones; measured by benchmarks/kernels.py."""
+"""Share of nonzeros up to which the sparse products are surely the faster ones; measured by benchmarks/kernels.py."""
 
 MIN_SIZE = 1 << 15
 """Entries from which on they are: below, a product is over before the nonzeros are collected."""
@@ -16,7 +16,7 @@ MIN_SIZE = 1 << 15
 
 @contextlib.contextmanager
 def sparse_products(model: Transformer) -> Iterator[list[str]]:
-    """Let a forward and a backward pass use the nonzeros of sparse weights, where that is faster.
+    """Let forward and backward passes use the nonzeros of sparse weights, where that is faster.
 
     The forward and the input-gradient products skip the zeros; the weight's gradient stays whole, so that a weight can
     come back. Results differ by rounding. The weights must not change inside the block.
@@ -29,7 +29,7 @@ def sparse_products(model: Transformer) -> Iterator[list[str]]:
     chosen: dict[str, Linear] = {}
     for name, linear in _linears(model).items():
         weight = linear.weight
-        if weight.numel() < MIN_SIZE or not kernels.has_fast_products(weight):
+        if linear.packed is not None or weight.numel() < MIN_SIZE or not kernels.has_fast_products(weight):
             continue
         if kernels.count_nonzero(weight) <= MAX_DENSITY * weight.numel():
             chosen[name] = linear

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -55,8 +56,9 @@ def bridged(dense_run, short, tmp_path_factory):
 
 def test_twenty_steps_are_seven_an_interrupt_and_thirteen_bit_for_bit(bridged, dense_run, short, tmp_path):
     parts = tmp_path / "parts"
-    with pytest.raises(training.Interrupted, match="stopped after step 7; the same command goes on"):
-        train_bridges(CONFIG, dense=dense_run, out=parts, train=short, stop_after=7)
+    for stop_after in (7, 7, 0):  # what is there already is never called whole
+        with pytest.raises(training.Interrupted, match="stopped after step 7; the same command goes on"):
+            train_bridges(CONFIG, dense=dense_run, out=parts, train=short, stop_after=stop_after)
     train_bridges(CONFIG, dense=dense_run, out=parts, train=short)
     assert_same_run(bridged, parts)
     assert (bridged / "bridges.safetensors").read_bytes() == (parts / "bridges.safetensors").read_bytes()
@@ -192,6 +194,30 @@ def test_another_tokenizer_is_refused_with_what_to_do(dense_run, short, tmp_path
             CONFIG, dense=dense_run, corpus=untrained_run.parent / "corpus", out=tmp_path / "run", train=short
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_as_many_logits_are_needed(dense_run, short, tmp_path):
+    wide = dataclasses.replace(short, model=dataclasses.replace(short.model, n_vocab=520))
+    with pytest.raises(ConfigError, match="has logits for 512 tokens, the sparse model for 520"):
+        train_bridges(CONFIG, dense=dense_run, out=tmp_path / "run", train=wide)
+
+
+def test_a_model_given_as_an_object_brings_its_folder(dense_run, sparse_run, idioms_corpus, quick_run, tmp_path):
+    found = ridge_bridge(
+        sparse=load(sparse_run), dense=load(dense_run), corpus=idioms_corpus, train=quick_run, config=CONFIG
+    )
+    found.save(tmp_path / "quick")
+    assert Bridge.load(tmp_path / "quick").paths == tuple(
+        str(tmp_path / "quick" / os.path.relpath(run, tmp_path / "quick")) for run in (dense_run, sparse_run)
+    )
+
+
+def test_settings_or_text_alone_are_taken_beside_what_the_run_has(bridged, idioms_corpus, short):
+    bridge = Bridge.load(bridged)
+    other = dataclasses.replace(short, context=16)
+    train, corpus = bridge.text(train=other)
+    assert (train, corpus.hash) == (other, idioms_corpus.hash)
+    assert bridge.text(corpus=idioms_corpus)[1] is idioms_corpus
 
 
 def test_a_start_is_needed_and_only_one(dense_run, sparse_run, short, tmp_path):

@@ -89,7 +89,7 @@ def test_adding_to_a_read_is_shifting_the_stream_where_the_norm_does_not_move():
         with torch.no_grad(), bridge.dense.adding(0, (step * read_direction(bridge, node)).expand_as(x)):
             logits.append(bridge.dense.run(x, 0, 1))
     shifted = bridge.dense.run(x + 1e-2 * bridge.rms[0][0] * bridge.bridges.decoders[0].weight[:, 5], 0, 1)
-    stream_part = shifted - logits[0] - (shifted - logits[0]).mean() * 0
+    stream_part = shifted - logits[0]
     read_part = logits[1] - logits[0]
     moved = 1e-2 * bridge.rms[0][0] * bridge.bridges.decoders[0].weight[:, 5]
     torch.testing.assert_close(stream_part - moved, read_part, rtol=1e-2, atol=1e-5)
@@ -223,7 +223,7 @@ def experiment(idioms_corpus, quick_run, tmp_path_factory):
     bridge = known_bridge()
     patch = pytest.MonkeyPatch()
     patch.setattr(steering, "ridge_bridge", lambda **_: bridge)
-    config = SteerConfig(other_tasks=(), n_neutral_token=256, n_select_pair=24, strengths=(0.0, 0.5, 1.0))
+    config = SteerConfig(other_tasks=(), n_neutral_token=256, n_select_pair=24, strengths=(0.0, 0.5, 1.0, 2.0))
     train = dataclasses.replace(quick_run, shares={"text": 1.0})
     found = steering.steer(bridge, known_task(), None, config, corpus=Text(), train=train, out=out)  # pyright: ignore
     patch.undo()
@@ -235,7 +235,11 @@ def test_a_whole_experiment_on_a_known_pair(experiment):
     rows = {row["name"]: row for row in found["rows"]}
     assert found["node"] == NODE
     plain = rows["no steering"]["p_own"][0]["value"]
-    at_one = {name: row["p_other"][-1]["value"] for name, row in rows.items()}
+    at_one = {
+        name: row["p_other"][row["strengths"].index(1.0)]["value"]
+        for name, row in rows.items()
+        if name != "no steering"
+    }
     for name in ("bridged node", "ridge bridge", "difference of means (skyline)"):
         assert at_one[name] == pytest.approx(plain, rel=1e-3)
         assert rows[name]["norm_to_natural"] == pytest.approx(1, rel=1e-3)
@@ -259,6 +263,10 @@ def test_what_is_written_is_what_is_returned_and_drawn(experiment):
     assert svg.rstrip().endswith("</svg>")
     assert "other answer, bridged node" in svg
     text = steering.table(found)
+    row = next(row for row in found["rows"] if row["name"] == "bridged node")
+    assert row["strengths"] == [0.0, 0.5, 1.0, 2.0]
+    shown = next(line for line in text.splitlines() if line.startswith("bridged node"))
+    assert shown.split()[2] == f"{row['p_other'][2]['value']:.3f}"  # at strength 1, whatever comes after it
     for part in ("sign flipped", "null band of 128 rows", "interchange between prompts of", "KL on neutral text"):
         assert part in text
 
@@ -316,6 +324,7 @@ def test_too_few_active_nodes_for_a_null_band_are_an_error():
     [
         ({"strengths": (0.0, float("nan"), 1.0)}, "strength nan is not a finite number"),
         ({"strengths": (0.0, 0.5)}, "must hold 0 .* and 1"),
+        ({"strengths": (0.0, 1.0, 0.5)}, "strengths 0 1 0.5 must rise"),
         ({"n_null_row": 50}, "n_null_row is 50, expected 100 or more"),
     ],
 )

@@ -79,7 +79,9 @@ def train(
     model, optimizer, first_step, skipped = _start(config, corpus, out, place)
     validator = Validator(config, corpus, batches, out)
     n_step = batches.n_step
-    last_step = min(n_step, stop_after or n_step)
+    last_step = n_step if stop_after is None else min(n_step, stop_after)
+    if first_step >= last_step < n_step:
+        raise Interrupted(f"stopped after step {first_step}; the same command goes on from there")
     log = RunLog(out / "metrics.jsonl", n_step=n_step, cut_at=first_step, stream=progress)
     records = StepRecords(
         log,

@@ -48,13 +48,21 @@ class ReadNode:
 
 
 def read_locations(bridge: Bridge) -> dict[str, int]:
-    """Return the read locations of the sparse model that are bridged, each with its pair of sites."""
+    """Return the read locations of the sparse model that are bridged, each with its pair of sites.
+
+    Raises:
+        TapError: There is none: the only bridges stand behind the last sublayer of a model.
+    """
     sparse, dense = bridge.sparse_stream, bridge.dense
-    return {
+    found = {
         read_location(site, sparse.n_sublayer): place
         for place, (site, other) in enumerate(bridge.bridges.sites)
         if site < sparse.n_sublayer and other < dense.n_sublayer
     }
+    if not found:
+        shown = " ".join(f"{s}:{d}" for s, d in bridge.bridges.sites)
+        raise TapError(f"no bridge stands before a sublayer of both models (sites {shown}), so no node can be read")
+    return found
 
 
 def read_node(bridge: Bridge, name: str) -> ReadNode:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sparse_circuits import checkpoint
 from sparse_circuits.ablation import run_of
-from sparse_circuits.bridges.maps import Bridge, Bridges, fill_bridges, refuse_other_tokenizer
+from sparse_circuits.bridges.maps import Bridge, Bridges, fill_bridges, refuse_other_tokens
 from sparse_circuits.bridges.objective import Losses, backward
-from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, open_residual
+from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, open_residual, path_of
 from sparse_circuits.bridges.ridge import Moments, corpus_for, fit_ridge_, new_bridges, record_moments, text_batches
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.configs import BridgeConfig, OptimizerConfig, TrainConfig
@@ -69,14 +69,14 @@ def train_bridges(
         ConfigError: Settings, models, corpus or tokenizers don't fit together.
         DivergedError: The loss is not a number, or far above that of a uniform guess.
         OutputExistsError: `out` holds a finished run.
-        Interrupted: Ctrl-C; the same call goes on from there.
+        Interrupted: Ctrl-C; the same command goes on from there.
 
     Source: paper section 2.3 and appendix A.3; starting from a finished sparse run is ours.
     """
     out, sparse = Path(out), None if sparse is None else Path(sparse)
     if (sparse is None) == (train is None):
         raise ConfigError("give either a finished sparse run to start from, or the settings of a new sparse model")
-    dense_path = str(dense) if isinstance(dense, Path | str) else None
+    dense_path = path_of(dense)
     other = frozen(open_residual(dense) if isinstance(dense, Path | str) else as_residual(dense))
     corpus = corpus_for(corpus, dense_path)
     if sparse is not None:
@@ -87,7 +87,7 @@ def train_bridges(
     described = {"hash": other.hash, "start": None if sparse is None else model_hash(load(sparse))}
     with torch.device("meta"):
         new_bridges(OwnModel(Transformer(train.model)), other, config)  # refuses a wrong map before anything is written
-    refuse_other_tokenizer(corpus.tokenizer, other.tokenizer, mine=f"the corpus {corpus.folder}")
+    refuse_other_tokens(corpus.tokenizer, train.model.n_vocab, other, mine=f"the corpus {corpus.folder}")
     prepare_folder(train, corpus, out, more={"bridge": config.to_json(), "dense": described})
     trainer = _Trainer(config, train, dense=other, corpus=corpus, out=out, sparse=sparse)
     trainer.run(progress, stop_after)
@@ -211,7 +211,9 @@ class _Trainer:
     def run(self, progress: TextIO | None, stop_after: int | None) -> None:
         """Take the steps that are left."""
         n_step = self.batches.n_step
-        last_step = min(n_step, stop_after or n_step)
+        last_step = n_step if stop_after is None else min(n_step, stop_after)
+        if self.first_step >= last_step < n_step:
+            raise Interrupted(f"stopped after step {self.first_step}; the same command goes on from there")
         log = RunLog(self.out / "metrics.jsonl", n_step=n_step, cut_at=self.first_step, stream=progress)
         with log, interrupt_between_steps() as interrupted:
             self.model.train()

@@ -95,7 +95,7 @@ class Bridge:
     """By pair of sites, the root mean square of the sparse and of the dense stream's divisor over reference text."""
 
     kind: str
-    """How the bridges came about: `trained`, `ridge` or `untrained`."""
+    """How the bridges came about: `trained` or `ridge`."""
 
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The `BridgeConfig`, and what else fixed them."""
@@ -108,15 +108,22 @@ class Bridge:
         """The sparse model as bridges see it."""
         return OwnModel(self.sparse)
 
-    def text(self) -> tuple[TrainConfig, Corpus]:
-        """Return the settings and the corpus of the sparse model's run: what text to record, measure and edit on.
+    def text(self, train: TrainConfig | None = None, corpus: Corpus | None = None) -> tuple[TrainConfig, Corpus]:
+        """Return the settings and the corpus that say what text to record, measure and edit on.
+
+        Args:
+            train: Settings whose shares and context count; those of the sparse model's run if left out.
+            corpus: The text, likewise.
 
         Raises:
-            ConfigError: The sparse model comes from no run folder.
+            ConfigError: One is left out, and the sparse model comes from no run folder.
         """
+        if train is not None and corpus is not None:
+            return train, corpus
         if self.sparse.folder is None:
             raise ConfigError("the sparse model comes from no run folder: name corpus and settings")
-        return run_of(self.sparse.folder)
+        own_train, own_corpus = run_of(self.sparse.folder)
+        return train or own_train, corpus or own_corpus
 
     def shown(self) -> str:
         """Say what this is in a line."""
@@ -181,8 +188,7 @@ class Bridge:
             WrongModelError: A model is not the one that the bridges were made for; both are named by hash.
         """
         folder = Path(folder)
-        path = folder / DESCRIPTION
-        described = read_json(path, expect=FORMAT, version=VERSION)
+        described = _description(folder / DESCRIPTION)
         if not is_done(folder):
             raise FormatError(f"{folder}: the bridge was not written to its end")
         opened_dense = _opened(folder, described, "dense") if dense is None else as_residual(dense)
@@ -265,25 +271,60 @@ def site_pairs(given: tuple[str, ...], *, sparse: ResidualModel, dense: Residual
     return tuple(pairs)
 
 
-def refuse_other_tokenizer(tokenizer: Tokenizer | None, dense: Tokenizer | None, *, mine: str) -> None:
-    """Refuse to join models whose tokens mean different things.
+def refuse_other_tokens(
+    tokenizer: Tokenizer | None, n_vocab: int, other: ResidualModel, *, mine: str, name: str = "the dense model"
+) -> None:
+    """Refuse to join models whose tokens mean different things, or are not as many.
 
     Args:
         tokenizer: That of the sparse model, or of its corpus.
-        dense: That of the dense model.
-        mine: What has the first one, for the message.
+        n_vocab: Tokens that the sparse model has logits for.
+        other: The dense model, or one that is compared with it.
+        mine: What has the tokenizer, for the message.
+        name: What the other model is, likewise.
 
     Raises:
-        ConfigError: They differ, or one is unknown.
+        ConfigError: They differ, or a tokenizer is unknown.
     """
-    if tokenizer is None or dense is None:
-        raise ConfigError(f"{mine if tokenizer is None else 'the dense model'} has no tokenizer; a bridge needs both")
-    if not tokenizer.means_the_same(dense):
+    if tokenizer is None or other.tokenizer is None:
+        raise ConfigError(f"{mine if tokenizer is None else name} has no tokenizer; a bridge needs both")
+    if not tokenizer.means_the_same(other.tokenizer):
         raise ConfigError(
-            f"{mine} has another tokenizer ({tokenizer.n_vocab:,} tokens) than the dense model ({dense.n_vocab:,}): "
+            f"{mine} has another tokenizer ({tokenizer.n_vocab:,} tokens) than {name} ({other.tokenizer.n_vocab:,}): "
             "train a sparse model on the dense one's tokens, with `sparse-circuits corpus --tokenizer TOKENIZER.json` "
             "and then `train` or `bridge`"
         )
+    if other.n_vocab != n_vocab:
+        raise ConfigError(
+            f"{name} has logits for {other.n_vocab:,} tokens, the sparse model for {n_vocab:,}: KL over the whole "
+            "vocabulary needs as many; cut the padding off its embedding and unembedding"
+        )
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """Read a `bridge.json`, and check that every field that `load` uses is there and of its kind."""
+    described = read_json(path, expect=FORMAT, version=VERSION)
+    kinds = {"dense": dict, "sparse": dict, "sites": list, "rms": list, "kind": str, "settings": dict}
+    for name, kind in kinds.items():
+        if not isinstance(described.get(name), kind):
+            raise FormatError(f"{path}: {name} is {described.get(name)!r:.60}, expected a {kind.__name__}")
+    for name in ("dense", "sparse"):
+        model = described[name]
+        if not isinstance(model.get("hash"), str) or not isinstance(model.setdefault("path", None), str | None):
+            raise FormatError(f"{path}: {name} needs a hash, and a path or null")
+    sites, rms, density = described["sites"], described["rms"], described.setdefault("density", None)
+    if not all(_is_pair(pair, int) for pair in sites) or not all(_is_pair(pair, int | float) for pair in rms):
+        raise FormatError(f"{path}: sites must be pairs of whole numbers, rms pairs of numbers")
+    if not sites or len(sites) != len(rms):
+        raise FormatError(f"{path}: {len(sites)} sites and {len(rms)} rms, expected as many, and one or more")
+    if density is not None and not (type(density) in (int, float) and 0 < density <= 1):
+        raise FormatError(f"{path}: density is {density!r:.60}, expected a number in (0, 1] or null")
+    return described
+
+
+def _is_pair(value: Any, kind: Any) -> bool:
+    """Say whether a JSON value is two numbers of a kind."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(x, kind) and x is not True for x in value)
 
 
 def _opened(folder: Path, described: dict[str, Any], name: str) -> ResidualModel:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparse_circuits import kernels
 from sparse_circuits.bridges.drawing import draw_hybrids
-from sparse_circuits.bridges.maps import Bridge
+from sparse_circuits.bridges.maps import Bridge, refuse_other_tokens
 from sparse_circuits.bridges.objective import Wanted, nmse
 from sparse_circuits.bridges.residual import ResidualModel, streams
 from sparse_circuits.bridges.ridge import Moments, record_moments, ridge_bridge, text_batches
@@ -125,11 +125,14 @@ def evaluate_hybrids(
     Returns:
         What `hybrids.json` holds; see docs/formats.md.
     """
-    if corpus is None or train is None:
-        train, corpus = bridge.text()
-    windows = held_out(corpus, train, n_token=n_token, n_ctx=min(bridge.dense.n_ctx, bridge.sparse.config.n_ctx))
+    train, corpus = bridge.text(train, corpus)
+    others = others or {}
+    for name, other in others.items():
+        refuse_other_tokens(bridge.sparse.tokenizer, bridge.dense.n_vocab, other, mine="the sparse model", name=name)
+    n_ctx = min(model.n_ctx for model in (bridge.dense, bridge.sparse_stream, *others.values()))
+    windows = held_out(corpus, train, n_token=n_token, n_ctx=n_ctx)
     say(progress, "the ridge bridge and the means")
-    anchors = _anchors(bridge, corpus, train, others or {})
+    anchors = _anchors(bridge, corpus, train, others)
     transitions = _transitions(bridge, corpus, train, n_ridge_token=n_ridge_token)
     paths = _random_paths(bridge, n_path)
     forwards = {("anchor", name): forward for name, forward in anchors.items()}
@@ -240,14 +243,19 @@ def _transitions(
 ) -> dict[tuple[str, str, int], Forward]:
     """Return every single transition by its kind, the model that it changes to, and the pair of sites."""
     sites = tuple(f"{s}:{d}" for s, d in bridge.bridges.sites)
-    settings = BridgeConfig(sites=sites, n_ridge_token=n_ridge_token, encoder_density=bridge.bridges.density)
-    ridge = ridge_bridge(sparse=bridge.sparse, dense=bridge.dense, corpus=corpus, train=train, config=settings)
-    batches = text_batches(corpus, train, n_token=8_192, n_ctx=bridge.dense.n_ctx)
+    kinds = {bridge.kind: bridge}
+    if bridge.kind != "ridge":
+        settings = BridgeConfig(sites=sites, n_ridge_token=n_ridge_token, encoder_density=bridge.bridges.density)
+        kinds["ridge"] = ridge_bridge(
+            sparse=bridge.sparse, dense=bridge.dense, corpus=corpus, train=train, config=settings
+        )
+    n_ctx = min(bridge.dense.n_ctx, bridge.sparse.config.n_ctx)
+    batches = text_batches(corpus, train, n_token=n_ridge_token, n_ctx=n_ctx)
     moments = record_moments(bridge.sparse_stream, bridge.dense, bridge.bridges.sites, batches)
     found: dict[tuple[str, str, int], Forward] = {}
     for to in ("sparse", "dense"):
         for place in range(len(sites)):
-            for kind, maps in {bridge.kind: bridge, "ridge": ridge}.items():
+            for kind, maps in kinds.items():
                 found[kind, to, place] = transition(maps, place, to_sparse=to == "sparse")
             found["mean-ablated", to, place] = _ablated(bridge, moments, place, to)
     return found

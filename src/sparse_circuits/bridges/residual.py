@@ -210,6 +210,12 @@ def streams(
     return found, model.run(x, site)
 
 
+def path_of(model: "Transformer | ResidualModel | Path | str") -> str | None:
+    """Return where a model lies, if that is known: the path that was given, or the folder that it was opened from."""
+    folder = model.folder if isinstance(model, Transformer) else model
+    return str(folder) if isinstance(folder, Path | str) else None
+
+
 def run_tails(
     model: ResidualModel, starts: Mapping[int, Float[Tensor, "batch pos d_model"]]
 ) -> Float[Tensor, "start batch pos d_model"]:

@@ -9,8 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.ablation import run_of
-from sparse_circuits.bridges.maps import Bridge, Bridges, refuse_other_tokenizer, site_pairs
-from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, open_residual, streams
+from sparse_circuits.bridges.maps import Bridge, Bridges, refuse_other_tokens, site_pairs
+from sparse_circuits.bridges.residual import (
+    OwnModel,
+    ResidualModel,
+    as_residual,
+    frozen,
+    open_residual,
+    path_of,
+    streams,
+)
 from sparse_circuits.configs import BridgeConfig, TrainConfig
 from sparse_circuits.corpus.shards import Batches, Corpus
 from sparse_circuits.errors import ConfigError
@@ -135,9 +143,9 @@ def ridge_bridge(
     corpus: Corpus,
     train: TrainConfig,
     config: BridgeConfig | None = None,
-    paths: tuple[str | None, str | None] = (None, None),
+    paths: tuple[str | None, str | None] | None = None,
 ) -> Bridge:
-    """Bridge two finished models by regression alone; neither is changed.
+    """Bridge two finished models by regression alone; no weight is changed, and the dense model is frozen.
 
     Args:
         sparse: The sparse model.
@@ -145,7 +153,7 @@ def ridge_bridge(
         corpus: Text.
         train: Settings whose shares, context and seed say which text.
         config: `n_ridge_token`, `ridge`, `encoder_density` and `sites` count here.
-        paths: Where the dense and the sparse model lie.
+        paths: Where the dense and the sparse model lie; the folders that they were opened from if left out.
 
     Raises:
         ConfigError: Depths differ without a map, or tokenizers differ.
@@ -154,7 +162,7 @@ def ridge_bridge(
     """
     config = config or BridgeConfig()
     own, other = OwnModel(sparse), frozen(as_residual(dense))
-    refuse_other_tokenizer(sparse.tokenizer, other.tokenizer, mine="the sparse model")
+    refuse_other_tokens(sparse.tokenizer, own.n_vocab, other, mine="the sparse model")
     bridges = new_bridges(own, other, config)
     batches = text_batches(corpus, train, n_token=config.n_ridge_token, n_ctx=min(own.n_ctx, other.n_ctx))
     moments = record_moments(own, other, bridges.sites, batches)
@@ -166,7 +174,7 @@ def ridge_bridge(
         rms=moments.rms,
         kind="ridge",
         settings={"bridge": config.to_json(), "n_token": moments.n_token, "corpus_hash": corpus.hash},
-        paths=paths,
+        paths=(path_of(dense), path_of(sparse)) if paths is None else paths,
     )
 
 

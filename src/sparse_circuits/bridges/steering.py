@@ -91,8 +91,7 @@ def steer(
     Source: paper appendix A.4 and Figure 9; the controls and the search are ours.
     """
     config = config or SteerConfig()
-    if corpus is None or train is None:
-        train, corpus = bridge.text()
+    train, corpus = bridge.text(train, corpus)
     if config.where == "stream":
         bridge = on_stream(bridge)
     if node is not None:
@@ -295,21 +294,26 @@ def _share(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return what the bridged node reaches of the skyline at strength 1: of its P(other), and of its norm."""
     by_name = {row["name"]: row for row in rows}
     ours, best = by_name[BRIDGED], by_name[SKYLINE]
-    at = {row["name"]: row["strengths"].index(1.0) for row in (ours, best)}
-    value, most = (row["p_other"][at[row["name"]]]["value"] for row in (ours, best))
+    value, most = (row["p_other"][_place_of_one(row)]["value"] for row in (ours, best))
     return {"p_other": value / max(most, 1e-12), "norm": ours["norm"] / max(best["norm"], 1e-12)}
+
+
+def _place_of_one(row: dict[str, Any]) -> int:
+    """Return where strength 1 stands in a row; the row without steering has one strength, 0."""
+    return row["strengths"].index(1.0) if 1.0 in row["strengths"] else 0
 
 
 def table(found: dict[str, Any]) -> str:
     """Write a steering experiment as a table: every edit at strength 1."""
     rows = [["edit, strength 1", "P(other answer)", "P(right answer)", "both", "norm / natural"]]
     for row in found["rows"]:
+        at = _place_of_one(row)
         rows.append(
             [
                 row["name"],
-                _shown(row["p_other"][-1]),
-                _shown(row["p_own"][-1]),
-                f"{row['mass'][-1]:.3f}",
+                _shown(row["p_other"][at]),
+                _shown(row["p_own"][at]),
+                f"{row['mass'][at]:.3f}",
                 f"{row['norm_to_natural']:.2f}",
             ]
         )

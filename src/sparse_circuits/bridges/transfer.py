@@ -58,8 +58,7 @@ def transfer_circuit(
 
     Source: ours.
     """
-    if corpus is None or train is None:
-        train, corpus = bridge.text()
+    train, corpus = bridge.text(train, corpus)
     prompts = Prompts.of(take_evenly(task.split("test"), n_pair))
     kept_nodes = circuit.space.split(circuit.keep)
     means = _mean_encodings(bridge, corpus, train, n_mean_token)

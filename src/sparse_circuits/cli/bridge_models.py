@@ -32,9 +32,14 @@ def bridge(
     """Train a sparse model and bridges on a dense model, or go on with the training that OUT holds."""
     from sparse_circuits.bridges.learning import start_of, train_bridges
     from sparse_circuits.bridges.ridge import quick_bridge
+    from sparse_circuits.errors import ConfigError
+    from sparse_circuits.files import refuse_finished
     from sparse_circuits.runlog import read_records, terminal
 
     if quick:
+        if train is not None:
+            raise ConfigError("--quick trains nothing: --train has no effect with it")
+        refuse_finished(out, "bridge")
         found = quick_bridge(config, dense=dense, sparse=sparse, corpus=corpus)
         found.save(out)
         tell({"kind": found.kind, "n_site": len(found.bridges.sites)}, found.shown(), json=json)
@@ -73,7 +78,7 @@ def hybrids(
     found = paths.evaluate_hybrids(
         opened,
         n_token=n_token,
-        others={path.name: open_residual(path) for path in beside},
+        others={str(path): open_residual(path) for path in beside},
         out=folder,
         progress=terminal(),
     )
@@ -131,12 +136,17 @@ def transfer(
     from sparse_circuits.bridges import transfer as carried
     from sparse_circuits.bridges.maps import Bridge
     from sparse_circuits.circuit import Circuit
+    from sparse_circuits.errors import ConfigError
 
+    for name, value in (("n_pair", n_pair), ("n_set", n_set)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}, expected 1 or more")
     opened = Bridge.load(bridge)
     cut_out = Circuit.load(circuit, opened.sparse)
     name = cut_out.task.get("path") or cut_out.task["name"]
     task = task_for(opened.sparse, name, cut_out.task["seed"], cut_out.task.get("max_token"))
     folder = out or circuit
+    cut_out.log_test_reading(circuit, "transfer")
     found = carried.transfer_circuit(opened, cut_out, task, n_pair=n_pair, n_set=n_set, out=folder)
     tell(found, carried.table(found), json=json)
     wrote(folder / "transfer.json")

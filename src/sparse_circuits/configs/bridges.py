@@ -1,6 +1,7 @@
 """Bridges between a dense and a sparse model, and steering across them."""
 
 import dataclasses
+import itertools
 import math
 from typing import Literal
 
@@ -108,13 +109,17 @@ class SteerConfig(Config):
     """Tokens that the ridge bridge beside it is fitted to."""
 
     seed: int = 0
-    """Decides the null rows, the untrained bridge and the pairs taken."""
+    """Decides the null rows and the untrained bridge."""
 
     def __post_init__(self) -> None:
         for strength in self.strengths:
             require(math.isfinite(strength), f"strength {strength} is not a finite number")
         require(
             0.0 in self.strengths and 1.0 in self.strengths, "strengths must hold 0 (no steering) and 1 (the formula)"
+        )
+        require(
+            all(a < b for a, b in itertools.pairwise(self.strengths)),
+            f"strengths {' '.join(f'{s:g}' for s in self.strengths)} must rise",
         )
         require(
             self.n_null_row >= 100, f"n_null_row is {self.n_null_row}, expected 100 or more: p < 0.01 needs as many"

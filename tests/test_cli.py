@@ -148,6 +148,38 @@ def test_what_is_not_there_is_said_in_one_line(command, monkeypatch, tmp_path, a
     assert out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "m", "--all", "--out", "x", "--seeds", "3"], "have no effect with --all"),
+        (["prune", "m", "--all", "--out", "x", "--max-token", "32"], "have no effect with --all"),
+        (["prune", "m", "with_as", "--out", "x", "--controls"], "--controls has no effect without --all"),
+        (["prune", "m", "with_as", "--out", "x", "--seeds", "0"], "seeds is 0, expected 1 or more"),
+        (
+            ["prune", "m", "with_as", "--out", "x", "--target-loss", "inf"],
+            "target_loss is inf, expected a finite number",
+        ),
+        (["view", "c", "--live", "--port", "70000"], "port is 70000, expected 0 to 65535"),
+    ],
+)
+def test_a_flag_without_effect_or_out_of_range_is_said_before_anything_is_opened(
+    command, monkeypatch, tmp_path, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command(*arguments)
+    assert message in f"{code}{err}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_that_the_model_cannot_read_is_refused_by_name(command, idioms_corpus, quick_run, tmp_path):
+    training.train(quick_run, corpus=idioms_corpus, out=tmp_path / "run")
+    code, out, _ = command("tasks", tmp_path / "run", "--json")
+    assert code == 0
+    refused = {name: row["refused"] for name, row in json.loads(out).items() if "refused" in row}
+    told = "the model's context 16; make the task with max_token 16 or less"
+    assert any(told in reason for reason in refused.values())
+
+
 def test_an_unknown_task_is_offered_the_nearest(command, idioms_corpus, quick_run, tmp_path):
     training.train(quick_run, corpus=idioms_corpus, out=tmp_path / "run")
     code, _, _ = command("prune", tmp_path / "run", "single_quote", "--out", tmp_path / "c")

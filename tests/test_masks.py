@@ -10,9 +10,10 @@ from sparse_circuits import kernels, sparse_products
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError, TapError
 from sparse_circuits.mask_runs import PRICE_AT_START, MaskParameters, MaskRun, step_gates, surrogate_derivative
-from sparse_circuits.masks import PROMOTION, bytes_of_run, information_left, learn_masks
+from sparse_circuits.masks import PROMOTION, _endless_batches, bytes_of_run, information_left, learn_masks
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.pruning import LEARNED_SHARES, Pruning, prune
+from sparse_circuits.pruning import LEARNED_SHARES, Pruning, deciding_pairs, prune
+from sparse_circuits.scoring import all_logit_differences, task_loss
 from sparse_circuits.taps import Gate
 
 QUICK = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
@@ -178,6 +179,41 @@ def test_a_query_channel_that_is_tied_goes_with_its_key_channel():
     assert not torch.equal(parts["0.attn.q"], parts["0.attn.v"])
 
 
+def test_a_tied_channel_goes_with_one_that_is_excluded():
+    model = random_model()
+    values = torch.zeros(NodeSpace.of(model.config).n_node)
+    config = PruneConfig(n_step=3, n_pair=4, ties_query_and_key=True, exclude=("0.attn.k:1", "1.attn.q:2"))
+    tau = learn_masks(model, [MaskRun(fit=random_pairs(), values=values, config=config)]).tau[0]
+    gone = NodeSpace.of(model.config).names(tau == -torch.inf)
+    assert gone == ["0.attn.q:1", "0.attn.k:1", "1.attn.q:2", "1.attn.k:2"]
+
+
+def test_what_is_recorded_and_remembered_is_what_the_loss_was_measured_with():
+    task = hand_built_task()
+    run = _run(task, n_step=2, lr=5.0, init_noise=0, count_coefficient=1.0, necessity_coefficient=0.0)
+    learned = learn_masks(hand_built_model(), [run])
+    first, second = learned.history[0]
+    n_node = NodeSpace.of(hand_built_model().config).n_node
+    assert first["n_node"] == n_node
+    assert first["loss"] < 0.1
+    assert second["n_node"] == 0  # one step at this price takes everything
+    assert second["loss"] == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_what_fills_no_batch_is_drawn_anew_in_each_epoch():
+    pairs = random_pairs()
+    generator = torch.Generator().manual_seed(0)
+    n_pair = next(n for n in range(2, len(pairs)) if len(pairs) % n)
+    batches = _endless_batches(pairs, n_pair, generator)
+    n_batch = len(pairs) // n_pair
+    seen: set[int] = set()
+    for _ in range(20):
+        epoch = torch.cat([next(batches) for _ in range(n_batch)]).tolist()
+        assert len(set(epoch)) == n_batch * n_pair
+        seen |= set(epoch)
+    assert seen == set(range(len(pairs)))
+
+
 def test_the_price_rises_below_the_target_and_falls_above_it():
     task = hand_built_task()
     below, above = (
@@ -212,4 +248,6 @@ def test_matching_the_model_asks_for_its_confidence_and_labels_do_not():
     assert set(NODES) <= set(circuit.node_names())
     assert circuit.losses["match"] <= 0.02
     assert circuit.losses["r_squared"] > 0.9
+    whole = task_loss(all_logit_differences(model, deciding_pairs(task))[0])
+    assert circuit.losses["model"] == pytest.approx(float(whole))
     assert (circuit.calibration.scale, circuit.calibration.shift) == (1.0, 0.0)

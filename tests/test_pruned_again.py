@@ -10,7 +10,7 @@ from known_circuits import FAKES, TRUE, circuit_of
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig, VerifyConfig
 from sparse_circuits.control_models import control_model
-from sparse_circuits.errors import FormatError
+from sparse_circuits.errors import ConfigError, FormatError
 from sparse_circuits.faithfulness import controls as checks
 from sparse_circuits.faithfulness import verify
 from sparse_circuits.faithfulness.subject import Subject
@@ -35,6 +35,25 @@ def test_a_model_with_a_backup_has_another_circuit_and_no_third(tmp_path: Path) 
     again = uniqueness(subject, VerifyConfig(n_seed=1, n_exclusion=3), cache=tmp_path, on_step=steps.append)
     assert again == found
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == stamps
+
+
+def test_what_missed_the_target_is_kept_for_the_same_settings_and_no_other_error_is_a_miss(
+    tmp_path: Path,
+) -> None:
+    model, task = hand_built_model(), hand_built_task()
+    hard = dataclasses.replace(QUICK, n_step=5, exclude=(NODES[1],))
+    reason = checks.circuit_or_reason(model, task, tmp_path, hard, None)
+    assert "no size meets target_loss" in str(reason)
+    stamp = (tmp_path / "unreached.json").stat().st_mtime_ns
+    assert checks.circuit_or_reason(model, task, tmp_path, hard, None) == reason
+    assert (tmp_path / "unreached.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ConfigError, match="ablation mean needs the corpus"):
+        checks.circuit_or_reason(model, task, tmp_path / "new", dataclasses.replace(QUICK, ablation="mean"), None)
+    assert not (tmp_path / "new/unreached.json").exists()
+    (tmp_path / "unfinished.safetensors").unlink(missing_ok=True)
+    found = checks.circuit_or_reason(model, task, tmp_path, QUICK, None)
+    assert isinstance(found, Circuit)
+    assert not (tmp_path / "unreached.json").exists()
 
 
 def test_circuits_that_share_all_their_nodes_do_nothing_without_them() -> None:

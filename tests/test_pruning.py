@@ -8,7 +8,7 @@ from hand_built import NODES, A, B, X, Y, hand_built_model, hand_built_task
 
 from sparse_circuits.ablation import ablation_values, task_means
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.errors import PruneError
+from sparse_circuits.errors import ConfigError, PruneError
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import Pruning, prune
 from sparse_circuits.scoring import all_logit_differences, logit_difference, task_loss
@@ -51,7 +51,7 @@ def test_an_unreachable_target_is_said_with_the_models_own_loss():
 
 
 def test_corpus_means_of_a_model_without_a_corpus_are_refused():
-    with pytest.raises(PruneError, match="comes from no run folder"):
+    with pytest.raises(ConfigError, match="comes from no run folder"):
         prune(hand_built_model(), hand_built_task(), QUICK, ablation="mean")
 
 

@@ -1,13 +1,16 @@
 """The search of settings: it finds the known circuit, goes on where it stopped, and survives a broken journal."""
 
+import dataclasses
 import io
 
 import pytest
 from hand_built import NODES, hand_built_model, hand_built_task
+from known_circuits import FAKES, circuit_of
 
 from sparse_circuits import search
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError
+from sparse_circuits.pruning import prune
 
 QUICK = PruneConfig(ablation="zero", n_step=40, n_pair=8, target_loss=0.1)
 
@@ -36,6 +39,38 @@ def test_a_broken_journal_is_kept_aside_and_begun_anew(tmp_path):
     assert run(tmp_path, 3, told).node_names() == NODES
     assert "can't be read" in told.getvalue()
     assert (tmp_path / "journal.broken-1").read_text().startswith("not a journal\n")
+
+
+def test_another_search_in_the_same_folder_is_refused_and_its_trials_are_not_mixed_in(tmp_path, monkeypatch):
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search.Pruning, "cut_out", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, 3)
+    other = dataclasses.replace(QUICK, target_loss=0.02)
+    with pytest.raises(ConfigError, match=r"best\.safetensors: the search begun there has another settings"):
+        search.search_settings(hand_built_model(), hand_built_task(), tmp_path, other, n_trial=3)
+    (tmp_path / "best.safetensors").unlink()
+    told = io.StringIO()
+    search.search_settings(hand_built_model(), hand_built_task(), tmp_path, other, n_trial=2, progress=told)
+    assert told.getvalue().count("trial") == 2  # the others' trials are not its own
+
+
+def test_where_no_size_takes_the_information_out_a_search_ends_as_pruning_does(tmp_path):
+    circuit, task = circuit_of(FAKES["half of a backup"][0], 0)
+    model, known = circuit.model, tuple(circuit.node_names())  # without these the other half does it, and tells as much
+    config = dataclasses.replace(QUICK, n_step=60, ablation="task_mean", exclude=known)
+    alone = prune(model, task, config)
+    found = search.search_settings(model, task, tmp_path / "s", config, n_trial=3)
+    assert found.removed[0]["scan"]["max_auroc"] == alone.removed[0]["scan"]["max_auroc"] == 1.0
+
+
+@pytest.mark.parametrize("settings", [{"n_at_once": 0}, {"n_trial": 0}])
+def test_a_search_needs_a_trial(tmp_path, settings):
+    with pytest.raises(ConfigError, match=r"is 0, expected 1 or more"):
+        search.search_settings(hand_built_model(), hand_built_task(), tmp_path, QUICK, **settings)
 
 
 def test_without_optuna_the_error_says_how_to_install_it(tmp_path, monkeypatch):

@@ -5,10 +5,12 @@ import json
 import xml.etree.ElementTree as ET
 
 import pytest
+from hand_built import hand_built_model
 
 import sparse_circuits as sc
 from sparse_circuits import survey
 from sparse_circuits.configs import PruneConfig
+from sparse_circuits.errors import ConfigError
 from sparse_circuits.survey import table
 from sparse_circuits.viewer.curves import draw_curves, draw_models
 
@@ -76,6 +78,12 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
     assert "no size meets target_loss 0.01" in reason
     told = survey.table(found)
     assert f"nonsense controls: {row['n_node']:.1f} nodes" in told
+
+
+def test_controls_need_a_run_folder_and_say_so_before_anything_is_pruned(tmp_path):
+    with pytest.raises(ConfigError, match="controls need models like this one that never learned"):
+        survey.prune_all(hand_built_model(), tmp_path / "x", names=["with_as"], controls=True)
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_curve_ends_at_the_whole_model_and_is_drawn(surveyed):

@@ -14,7 +14,7 @@ import sparse_circuits as sc
 from sparse_circuits.configs import CorpusConfig
 from sparse_circuits.corpus.idioms import IDIOMS, documents
 from sparse_circuits.corpus.shards import build
-from sparse_circuits.errors import PruneError, TaskError
+from sparse_circuits.errors import TaskError
 from sparse_circuits.tasks import BEHAVIOURS, sampling, task
 from sparse_circuits.tasks.contexts import UNSEEN
 from sparse_circuits.tasks.pairs import Form, PairFilter, Pairs, Side, Task, TextPair, collect
@@ -348,7 +348,7 @@ def test_prompts_may_be_longer_if_asked_and_a_model_that_cant_read_them_says_so(
     task = sc.task("if_equals", model.tokenizer, max_token=120, sizes=SplitSizes(fit=256))
     assert task.max_token == 120
     assert 64 < int(task.split("fit").length.max()) <= 120
-    with pytest.raises(PruneError, match="the model's context 64; make the task with max_token 64 or less"):
+    with pytest.raises(TaskError, match="the model's context 64; make the task with max_token 64 or less"):
         sc.prune(model, task)
     with pytest.raises(TaskError, match="max_token is 0, expected 1 or more"):
         sc.task("if_equals", model.tokenizer, max_token=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_circuits.checkpoint import load_arrays, model_hash, save_arrays
 from sparse_circuits.configs import TrainConfig
 from sparse_circuits.corpus.shards import Batches, Corpus
-from sparse_circuits.errors import FormatError, PruneError
+from sparse_circuits.errors import ConfigError, FormatError
 from sparse_circuits.files import read_json
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
@@ -109,7 +109,7 @@ def ablation_values(
         n_token: Least tokens of the corpus to average over.
 
     Raises:
-        PruneError: Means are asked for, and neither they nor the corpus can be found.
+        ConfigError: Means are asked for, and neither they nor the corpus can be found.
     """
     if how == "zero":
         return torch.zeros(NodeSpace.of(model.config).n_node)
@@ -119,7 +119,7 @@ def ablation_values(
     if found is not None:
         return found
     if model.folder is None or not is_run(model.folder):
-        raise PruneError(
+        raise ConfigError(
             "ablation mean needs the corpus, and this model comes from no run folder; take task_mean or zero"
         )
     config, corpus = run_of(model.folder)

@@ -40,7 +40,8 @@ def prune_seeds(
     """
     out, config = Path(out), config or PruneConfig()
     circuits = []
-    for seed in range(config.seed, config.seed + n_seed):
+    # A pruning takes n_run seeds in a row.
+    for seed in range(config.seed, config.seed + n_seed * config.n_run, config.n_run):
         folder = out / f"seed-{seed}"
         if not is_done(folder):
             prune(model, task, config, seed=seed, folder=folder, progress=progress)

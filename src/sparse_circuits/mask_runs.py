@@ -88,12 +88,14 @@ class MaskParameters:
 
     def __init__(self, space: NodeSpace, configs: Sequence[PruneConfig], generators: Sequence[torch.Generator]) -> None:
         self.configs = configs
-        initial = [_initial(space, config, g) for config, g in zip(configs, generators, strict=True)]
-        self.own = torch.stack(initial).requires_grad_()
+        initial = torch.stack([_initial(space, config, g) for config, g in zip(configs, generators, strict=True)])
         owner = torch.stack([_owner(space, config) for config in configs])
         self.owner = owner if any(config.ties_query_and_key for config in configs) else None
-        self.n_owned = torch.zeros_like(self.own).scatter_add_(1, owner, torch.ones_like(self.own)).detach()
-        self.excluded = torch.stack([space.marked(config.exclude) for config in configs])
+        self.n_owned = torch.zeros_like(initial).scatter_add_(1, owner, torch.ones_like(initial))
+        named = torch.stack([space.marked(config.exclude) for config in configs]).float()
+        # With a channel that is excluded goes the one that is tied to it.
+        self.excluded = torch.zeros_like(named).scatter_add_(1, owner, named).gather(1, owner) > 0
+        self.own = initial.masked_fill_(self.excluded, -1).requires_grad_()
         self.temperature = torch.tensor([[config.temperature] for config in configs])
         self.beta2 = torch.tensor([[config.beta2] for config in configs])
         self.mean, self.square = torch.zeros_like(self.own).detach(), torch.zeros_like(self.own).detach()
@@ -125,7 +127,7 @@ class MaskParameters:
 
     @torch.no_grad()
     def remember(self, step: int, is_good: Bool[Tensor, " run"]) -> None:
-        """Note when each node was last kept, and the parameters of the runs that are at their target."""
+        """Note when each node was last kept, and the parameters of the runs that are at their target with them."""
         tau = self.tau()
         self.last_good = torch.where(is_good[:, None], tau, self.last_good)
         self.last_kept = torch.where(tau >= 0, step + 1, self.last_kept)
@@ -195,8 +197,7 @@ class Price:
 
 def _initial(space: NodeSpace, config: PruneConfig, generator: torch.Generator) -> Float[Tensor, " node"]:
     noise = torch.randn(space.n_node, generator=generator)
-    tau = (config.init_bias + config.init_noise * noise).clamp(-1, 1)
-    return tau.masked_fill_(space.marked(config.exclude), -1)
+    return (config.init_bias + config.init_noise * noise).clamp(-1, 1)
 
 
 def _owner(space: NodeSpace, config: PruneConfig) -> Int[Tensor, " node"]:

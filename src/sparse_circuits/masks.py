@@ -52,7 +52,7 @@ class LearnedMasks:
     the parameters of dropped nodes all end at the same bound. −∞ for nodes that are excluded."""
 
     history: list[list[dict[str, float]]]
-    """For each run: loss, number of nodes, price and scale by step."""
+    """For each run, by step: the loss on its pairs and the nodes that it was measured with, price and scale."""
 
     @property
     def keep(self) -> Bool[Tensor, "run node"]:
@@ -142,11 +142,11 @@ def _learn_together(
             if with_complement:
                 objective = objective + (necessity * information_left(difference[1])).sum()
             objective.backward()
-            masks.step(step, price.now)
-            calibration.step()
+            n_node, paid = (masks.tau() >= 0).sum(1).tolist(), list(price.now)
             price.follow(losses.detach())
             masks.remember(step, (losses.detach() <= price.target) & price.is_met())
-            n_node = (masks.tau() >= 0).sum(1).tolist()
+            masks.step(step, paid)
+            calibration.step()
             columns = zip(losses.tolist(), n_node, price.now, calibration.scales(), strict=True)
             records = [
                 {"step": step, "loss": loss, "n_node": n, "price": cost, "scale": scale}
@@ -181,11 +181,11 @@ def _frozen(model: Transformer) -> Iterator[None]:
 
 
 def _endless_batches(pairs: Pairs, n_pair: int, generator: torch.Generator) -> Iterator[Int[Tensor, " chosen"]]:
-    """Yield batches of alike length in random order, each pair once an epoch."""
+    """Yield batches of alike length in random order; what fills no batch of an epoch is drawn anew each time."""
     n_pair = min(n_pair, len(pairs))
+    n_batch = len(pairs) // n_pair
     while True:
-        shuffled = torch.randperm(len(pairs), generator=generator)
+        shuffled = torch.randperm(len(pairs), generator=generator)[: n_batch * n_pair]
         by_length = shuffled[pairs.length[shuffled].argsort(stable=True)]
-        n_batch = len(pairs) // n_pair
         for i in torch.randperm(n_batch, generator=generator).tolist():
             yield by_length[i * n_pair : (i + 1) * n_pair]

@@ -60,7 +60,9 @@ def prune(
     Raises:
         PruneError: The full model, or every mask that was learned, misses the target there.
         TapError: The model is packed.
-        ConfigError: A setting is out of range, or the folder holds the beginning of another pruning.
+        TaskError: A prompt exceeds the model's context.
+        ConfigError: A setting is out of range, means are asked for and can't be had, or the folder holds the
+            beginning of another pruning.
         OutputExistsError: The folder holds a finished circuit.
     """
     config = dataclasses.replace(config or PruneConfig(), **settings)
@@ -99,9 +101,10 @@ class Pruning:
         progress: Where progress goes; None is silent.
 
     Raises:
-        ConfigError: The folder holds the beginning of another pruning.
-        PruneError: A prompt exceeds the model's context, or the full model misses the target.
+        ConfigError: Means are asked for and can't be had, or the folder holds the beginning of another pruning.
+        PruneError: The full model misses the target.
         TapError: The model is packed.
+        TaskError: A prompt exceeds the model's context.
     """
 
     def __init__(
@@ -117,12 +120,7 @@ class Pruning:
         self.model, self.task, self.config, self.progress = model, task, config, progress
         made_of = {"settings": sha256_of_json(config.to_json()), "task": task.hash, "model": model_hash(model)}
         self.unfinished = Unfinished(folder, made_of)
-        longest = max(int(pairs.length.max()) for pairs in task.splits.values() if len(pairs))
-        if longest > model.config.n_ctx:
-            raise PruneError(
-                f"a prompt of {task.name} has {longest} tokens, the model's context {model.config.n_ctx}; "
-                f"make the task with max_token {model.config.n_ctx} or less"
-            )
+        task.refuse_longer_than(model.config.n_ctx)
         self.values = ablation_values(model, config.ablation, fit=task.split("fit"), n_token=config.n_mean_token)
         self.pairs = deciding_pairs(task)
         self.full = all_logit_differences(model, self.pairs)[0]
@@ -198,10 +196,10 @@ class Pruning:
                 sizes = loss_at_sizes(goal.on_part().evaluator, learned.tau[run])
                 scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve, "sizes": sizes}
                 return keep, {"scan": scan}, goal
-        n_node = int(learned.keep.sum(1).min())
+        ends = ", ".join(f"{int(h[-1]['n_node'])} nodes at loss {h[-1]['loss']:.3f}" for h in learned.history)
         raise PruneError(
             f"no size meets target_loss {self.config.target_loss} less the margin of {self.config.margin:.0%} on "
-            f"{self.task.name}: masks ended with {n_node} nodes at loss {learned.history[0][-1]['loss']:.3f}; "
+            f"{self.task.name}: masks ended with {ends}; "
             "raise target_loss or n_step"
         )
 
@@ -242,7 +240,7 @@ class Pruning:
         circuit.losses = {
             "circuit": float(task_loss(circuit.calibration(difference))),
             "circuit_uncalibrated": float(task_loss(difference)),
-            "model": self.model_loss,
+            "model": self.model_loss if self.config.goal == "labels" else float(task_loss(self.full)),
             "match": float(match_loss(difference, self.full)),
             "r_squared": r_squared(difference, self.full),
         }

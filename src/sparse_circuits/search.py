@@ -10,12 +10,15 @@ from sparse_circuits.checkpoint import load_arrays, save_arrays
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, FormatError, PruneError
+from sparse_circuits.files import sha256_of_json
 from sparse_circuits.masks import LearnedMasks
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import Pruning
 from sparse_circuits.refinement import scan_sizes
 from sparse_circuits.runlog import say
+from sparse_circuits.settings import require
 from sparse_circuits.tasks.pairs import Task
+from sparse_circuits.unfinished import refuse_other
 
 FORMAT, VERSION = "sparse-circuits search", 1
 
@@ -33,7 +36,7 @@ COUNT_RANGE = (1e-4, 3e-2)
 """The same for a fixed price, which is searched if the configuration has one."""
 
 MISS = 10.0
-"""A trial that misses the target counts as the whole model, and as this many times more for each nat it misses."""
+"""A trial that misses the target counts as two whole models, and as this many more for each nat that it misses."""
 
 
 def search_settings(
@@ -61,32 +64,32 @@ def search_settings(
         The refined circuit of the best trial; its `removed[0]` has the trial and its settings.
 
     Raises:
-        ConfigError: Optuna is not installed.
+        ConfigError: Optuna is not installed, or the folder holds the beginning of another search.
         PruneError: The model, or every trial, misses the target.
 
     Source: the paper searched with CARBS (appendix A.2); Optuna's TPE is ours.
     """
+    require(n_at_once >= 1, f"n_at_once is {n_at_once}, expected 1 or more")
+    require(n_trial >= 1, f"n_trial is {n_trial}, expected 1 or more")
+    optuna = _optuna()
     out, config = Path(out), config or PruneConfig()
     out.mkdir(parents=True, exist_ok=True)
     pruning = Pruning(model, task, config, folder=out, progress=progress)
-    study = _open(out, config, task, progress)
-    best = _stored_best(out / "best.safetensors")
+    made_of = pruning.unfinished.made_of
+    best = _stored_best(out / "best.safetensors", made_of)
+    study = _open(optuna, out, f"{task.name}, {sha256_of_json(made_of)[:16]}", config.seed, progress)
     while (n_done := _n_done(study)) < n_trial:
         trials = [study.ask() for _ in range(min(n_at_once, n_trial - n_done))]
         configs = [_drawn(trial, config) for trial in trials]
         learned = pruning.learn(configs)
         for trial, tau, drawn, history in zip(trials, learned.tau, configs, learned.history, strict=True):
-            goal = pruning.goal(pruning.max_auroc)
-            keep, curve = scan_sizes(goal, tau)
-            missed = min(point["loss"] for point in curve) - goal.target_loss
-            n_node = len(tau) * (1 + MISS * max(missed, 0.0)) if keep is None else float(keep.sum())
-            study.tell(trial, n_node)
-            say(progress, f"trial {trial.number + 1} of {n_trial}: {n_node:,.0f} nodes")
-            if keep is not None and (best is None or n_node < best[0]["n_node"]):
-                header = {"n_node": n_node, "trial": trial.number, "config": drawn.to_json(), "last": history[-1]}
-                save_arrays(
-                    out / "best.safetensors", {"tau": tau.numpy()}, {"format": FORMAT, "version": VERSION, **header}
-                )
+            value, is_reached = _value(pruning, tau)
+            study.tell(trial, value)
+            say(progress, f"trial {trial.number + 1} of {n_trial}: {value:,.0f} nodes")
+            if is_reached and (best is None or value < best[0]["n_node"]):
+                header = {"n_node": value, "trial": trial.number, "config": drawn.to_json(), "last": history[-1]}
+                held = {"format": FORMAT, "version": VERSION, "made_of": made_of, **header}
+                save_arrays(out / "best.safetensors", {"tau": tau.numpy()}, held)
                 best = header, tau
     if best is None:
         raise PruneError(
@@ -101,6 +104,21 @@ def search_settings(
     return circuit
 
 
+def _value(pruning: Pruning, tau: torch.Tensor) -> tuple[float, bool]:
+    """Return what a trial counts as, the fewer the better, and whether it reaches the target.
+
+    Its nodes; where no size keeps to the limit on AUROC, which pruning gives up then, its nodes and those of the model.
+    """
+    n_node = len(tau)
+    for extra, max_auroc in ((0, pruning.max_auroc), (n_node, 1.0)):
+        goal = pruning.goal(max_auroc)
+        keep, curve = scan_sizes(goal, tau)
+        if keep is not None:
+            return float(extra + keep.sum()), True
+    missed = min(point["loss"] for point in curve) - goal.target_loss
+    return n_node * (2 + MISS * max(missed, 0.0)), False
+
+
 def _optuna() -> Any:
     try:
         import optuna
@@ -110,15 +128,13 @@ def _optuna() -> Any:
     return optuna
 
 
-def _open(out: Path, config: PruneConfig, task: Task, progress: TextIO | None) -> Any:
+def _open(optuna: Any, out: Path, name: str, seed: int, progress: TextIO | None) -> Any:
     """Open the journal, or begin a new one beside a journal that can't be read."""
-    optuna = _optuna()
     path = out / "journal.log"
 
     def study() -> Any:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-        name = f"{task.name} at {config.target_loss}"
-        sampler = optuna.samplers.TPESampler(seed=config.seed, constant_liar=True)
+        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         return optuna.create_study(study_name=name, storage=storage, sampler=sampler, load_if_exists=True)
 
     try:
@@ -144,11 +160,17 @@ def _drawn(trial: Any, config: PruneConfig) -> PruneConfig:
     return dataclasses.replace(config, seed=config.seed + trial.number, n_run=1, **drawn)
 
 
-def _stored_best(path: Path) -> tuple[dict[str, Any], torch.Tensor] | None:
+def _stored_best(path: Path, made_of: dict[str, str]) -> tuple[dict[str, Any], torch.Tensor] | None:
+    """Return what an interrupted search found best.
+
+    Raises:
+        ConfigError: It was another search.
+    """
     if not path.exists():
         return None
     try:
         header, arrays = load_arrays(path, FORMAT, VERSION)
     except FormatError:
         return None
+    refuse_other(path, header.get("made_of", {}), made_of, what="search")
     return header, torch.from_numpy(arrays["tau"].copy())

@@ -9,18 +9,20 @@ from typing import Any, TextIO
 
 import torch
 
+from sparse_circuits.ablation import is_run
 from sparse_circuits.attribution import gradient_ranking, integrated_ranking
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.checkpoint import model_hash
+from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.control_models import KINDS, Kind, control_run
 from sparse_circuits.corpus.shards import Corpus
-from sparse_circuits.errors import PruneError, TaskError
+from sparse_circuits.errors import ConfigError, PruneError, TaskError
 from sparse_circuits.faithfulness.card import BIGRAM_SOLVABLE
-from sparse_circuits.faithfulness.controls import pruned_or_unreached
+from sparse_circuits.faithfulness.controls import circuit_or_reason
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
-from sparse_circuits.pruning import deciding_pairs, example_pair
+from sparse_circuits.pruning import deciding_pairs, example_pair, prune
 from sparse_circuits.refinement import loss_at_sizes
 from sparse_circuits.runlog import say
 from sparse_circuits.scoring import accuracy, all_logit_differences, task_loss
@@ -65,8 +67,13 @@ def prune_all(
     Returns:
         What `summary.json` holds; see docs/formats.md. Losses of circuits are on `test`, all other parts decided on
         `fit` and `select`.
+
+    Raises:
+        ConfigError: Controls, or means over the corpus, are asked for, and the model comes from no run folder.
     """
     out, config = Path(out), config or PruneConfig()
+    if controls and (model.folder is None or not is_run(model.folder)):
+        raise ConfigError("controls need models like this one that never learned: open the model from its run folder")
     rows, skipped = {}, {}
     for name in [*(names or BEHAVIOURS), *(CONTROLS if controls else ())]:
         try:
@@ -125,6 +132,7 @@ def describe_tasks(
     for name in names or BEHAVIOURS:
         try:
             task = make_task(name, model.tokenizer, seed=seed, corpus=corpus)
+            task.refuse_longer_than(model.config.n_ctx)
         except TaskError as error:
             found[name] = {"refused": str(error)}
             continue
@@ -163,12 +171,30 @@ def geometric_mean(values: Sequence[float]) -> float | None:
     return math.exp(sum(math.log(max(v, 1)) for v in values) / len(values)) if values else None
 
 
+def _circuit(
+    model: Transformer, task: Task, folder: Path, config: PruneConfig, progress: TextIO | None
+) -> Circuit | None:
+    """Return a task's circuit, the one that is there or a new one; None for a control that misses the target.
+
+    Raises:
+        PruneError: No size reaches the target, and the task is no control.
+    """
+    if task.is_control:
+        found = circuit_or_reason(model, task, folder, config, progress)
+        return None if isinstance(found, str) else found
+    return (
+        Circuit.load(folder, model) if is_done(folder) else prune(model, task, config, folder=folder, progress=progress)
+    )
+
+
 def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, progress: TextIO | None) -> dict[str, Any]:
     """Prune one task, unless its circuit is there, and measure the circuit.
 
     Raises:
         PruneError: The model does not solve the task, or no size reaches the target.
+        TaskError: A prompt exceeds the model's context.
     """
+    task.refuse_longer_than(model.config.n_ctx)
     select, test = task.split("select"), task.split("test")
     difference = all_logit_differences(model, deciding_pairs(task))[0]
     loss, was_there = float(task_loss(difference)), is_done(folder)
@@ -179,7 +205,7 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
         )
     row: dict[str, Any] = {"is_control": task.is_control, "is_bigram_solvable": False}
     started = time.monotonic()
-    circuit = pruned_or_unreached(model, task, folder, config, progress)
+    circuit = _circuit(model, task, folder, config, progress)
     if circuit is None:
         n_node = sum(model.config.node_widths().values())
         return row | {"n_node": n_node, "n_edge": 0, "n_edge_all": 0, "is_reached": False}
@@ -237,7 +263,7 @@ def _control_model(
     n_all, found = sum(model.config.node_widths().values()), {}
     for name in sizes:
         task = dataclasses.replace(make_task(name, model.tokenizer, seed=config.seed), is_control=True)
-        circuit = pruned_or_unreached(control, task, out / f"{kind}-model" / "circuits" / name, config, progress)
+        circuit = _circuit(control, task, out / f"{kind}-model" / "circuits" / name, config, progress)
         found[name] = None if circuit is None else circuit.n_node
         say(progress, f"{name} in the {kind} model: {found[name] or 'target not reached'}")
     ratio = geometric_mean([(n or n_all) / sizes[name] for name, n in found.items()])

@@ -79,12 +79,7 @@ class Unfinished:
 
     def _read(self, path: Path) -> None:
         header, arrays = load_arrays(path, FORMAT, VERSION)
-        for name, made in self.made_of.items():
-            if header["made_of"][name] != made:
-                raise ConfigError(
-                    f"{path}: the pruning begun there has another {name}; repeat it as it was, name another folder, "
-                    "or remove the file"
-                )
+        refuse_other(path, header["made_of"], self.made_of, what="pruning")
         self.n_missed = header["n_missed"]
         if header["history"] is not None:
             self.learned = LearnedMasks(tau=_tensor(arrays["tau"]), history=header["history"])
@@ -94,6 +89,26 @@ class Unfinished:
             )
             for order, kept in header["orders"].items()
         }
+
+
+def refuse_other(path: Path, held: dict[str, str], made_of: dict[str, str], *, what: str) -> None:
+    """Refuse to go on with what was begun from something else.
+
+    Args:
+        path: The file that holds the beginning.
+        held: What that was made of: hashes by name.
+        made_of: What this is made of.
+        what: What was begun, for the message.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    for name, made in made_of.items():
+        if held.get(name) != made:
+            raise ConfigError(
+                f"{path}: the {what} begun there has another {name}; repeat it as it was, name another folder, "
+                "or remove the file"
+            )
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -72,6 +72,12 @@ def prune(
 
     if all == (task is not None):
         raise ConfigError("name one task, or say --all" if task is None else f"{task} and --all: say one of them")
+    if seeds < 1:
+        raise ConfigError(f"seeds is {seeds}, expected 1 or more")
+    if all and (seeds > 1 or max_token is not None):
+        raise ConfigError("--seeds and --max-token have no effect with --all")
+    if controls and not all:
+        raise ConfigError("--controls has no effect without --all")
     if all:
         from sparse_circuits import survey
 
@@ -142,6 +148,8 @@ def view(
     """Write the page of a circuit, one file that needs no network, or serve it with the model behind it."""
     from sparse_circuits.errors import ConfigError
 
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"port is {port}, expected 0 to 65535")
     if live:
         from sparse_circuits.circuit import Circuit
         from sparse_circuits.viewer.server import serve

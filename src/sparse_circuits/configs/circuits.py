@@ -1,6 +1,7 @@
 """Cutting circuits out, and comparing them with those of dense models."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from sparse_circuits.settings import Config, require
@@ -36,7 +37,7 @@ class PruneConfig(Config):
     """Learn a scale and a shift of the logit difference along with the masks."""
 
     ties_query_and_key: bool = False
-    """Keep a query channel and its key channel together or not at all (paper, footnote 17)."""
+    """One parameter for a query channel and its key channel (paper, footnote 17). Refinement may drop either."""
 
     exclude: tuple[str, ...] = ()
     """Nodes that must not be in the circuit, such as 0.attn.q:17."""
@@ -90,6 +91,10 @@ class PruneConfig(Config):
     """Decides initial noise and batches."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_finite = not isinstance(value, float) or math.isfinite(value)
+            require(is_finite, f"{field.name} is {value}, expected a finite number")
         price = self.count_coefficient
         require(price is None or price > 0, f"count_coefficient is {price}, expected above 0")
         require(

@@ -11,7 +11,7 @@ from sparse_circuits.control_models import KINDS, control_run
 from sparse_circuits.errors import PruneError, SparseCircuitsError
 from sparse_circuits.faithfulness.intervals import Spread, geometric_mean_of
 from sparse_circuits.faithfulness.subject import Subject
-from sparse_circuits.files import is_done, sha256_of_json, write_json
+from sparse_circuits.files import is_done, read_json, sha256_of_json, write_json
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import prune
 from sparse_circuits.tasks import CONTROLS
@@ -88,10 +88,11 @@ def controls(
 
     def add(kind: str, name: str, model: Transformer, made: Task, folder: Path) -> None:
         on_step(f"control: {kind}, {name}")
-        small = pruned_or_unreached(model, made, folder, prune_config, progress)
-        n_node = circuit.n_node_total if small is None else small.n_node
+        small = circuit_or_reason(model, made, folder, prune_config, progress)
+        n_node = circuit.n_node_total if isinstance(small, str) else small.n_node
         ratio = n_node / max(circuit.n_node, 1)
-        found.append(Control(kind=kind, name=name, n_node=n_node, is_reached=small is not None, ratio=ratio))
+        is_reached = not isinstance(small, str)
+        found.append(Control(kind=kind, name=name, n_node=n_node, is_reached=is_reached, ratio=ratio))
 
     for name in list(CONTROLS)[: config.n_nonsense]:
         try:
@@ -116,20 +117,24 @@ def controls(
     )
 
 
-def pruned_or_unreached(
+def circuit_or_reason(
     model: Transformer, task: Task, folder: Path, config: PruneConfig, progress: TextIO | None
-) -> Circuit | None:
-    """Return a task's circuit: the one that is there, or a new one; None for a control that can't reach the target.
+) -> Circuit | str:
+    """Return a circuit, the one that is there or a new one, or why no size reaches the target; the folder keeps either.
 
-    Raises:
-        PruneError: The target can't be reached, and the task is no control.
+    Why it was not reached with other settings is no answer, and is overwritten.
     """
     unreached = folder / "unreached.json"
-    if not is_done(folder) and not unreached.exists():
-        try:
-            prune(model, task, config, folder=folder, progress=progress)
-        except PruneError as error:
-            if not task.is_control:
-                raise
-            write_json(unreached, {"task": task.name, "config": config.to_json(), "reason": str(error)})
-    return None if unreached.exists() else Circuit.load(folder, model)
+    if is_done(folder):
+        return Circuit.load(folder, model)
+    if unreached.exists():
+        held = read_json(unreached)
+        if held.get("config") == config.to_json():
+            return held["reason"]
+    try:
+        circuit = prune(model, task, config, folder=folder, progress=progress)
+    except PruneError as error:
+        write_json(unreached, {"task": task.name, "config": config.to_json(), "reason": str(error)})
+        return str(error)
+    unreached.unlink(missing_ok=True)
+    return circuit

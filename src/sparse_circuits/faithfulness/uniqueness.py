@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig, VerifyConfig
-from sparse_circuits.errors import PruneError
+from sparse_circuits.faithfulness.controls import circuit_or_reason
 from sparse_circuits.faithfulness.intervals import Spread, mean_of
 from sparse_circuits.faithfulness.selectivity import jaccard
 from sparse_circuits.faithfulness.subject import Subject
-from sparse_circuits.files import is_done, read_json, sha256_of_json, write_json
+from sparse_circuits.files import is_done, sha256_of_json
 from sparse_circuits.pruning import prune
 from sparse_circuits.scoring import r_squared, task_loss
 
@@ -107,7 +107,8 @@ def uniqueness(
     prune_config = PruneConfig.from_json(circuit.settings, where="the circuit's settings")
     home = cache / sha256_of_json([prune_config.to_json(), circuit.node_names()])[:12]
     others = []
-    for seed in range(prune_config.seed + 1, prune_config.seed + 1 + config.n_seed):
+    # A pruning takes n_run seeds in a row.
+    for seed in (prune_config.seed + (1 + i) * prune_config.n_run for i in range(config.n_seed)):
         on_step(f"seed {seed}")
         folder = home / f"seed-{seed}"
         if not is_done(folder):
@@ -118,7 +119,8 @@ def uniqueness(
     for number in range(config.n_exclusion):
         on_step(f"pruning with {int(forbidden.sum())} nodes forbidden")
         names = (*prune_config.exclude, *circuit.space.names(forbidden))
-        found = _excluded(subject, dataclasses.replace(alone, exclude=names), home / f"exclusion-{number}", progress)
+        without = dataclasses.replace(alone, exclude=names)
+        found = circuit_or_reason(circuit.model, task, home / f"exclusion-{number}", without, progress)
         if isinstance(found, str):
             exclusions.append(Exclusion(n_forbidden=int(forbidden.sum()), n_node=None, loss=None, reason=found))
             break
@@ -144,17 +146,3 @@ def compare(subject: Subject, other: Circuit, seed: int) -> OtherCircuit:
         r_squared=r_squared(other.logit_difference(pairs), circuit.logit_difference(pairs)),
         loss_without_shared=float(task_loss(alone.masked(left[None])[0])),
     )
-
-
-def _excluded(subject: Subject, config: PruneConfig, folder: Path, progress: TextIO | None) -> Circuit | str:
-    """Return the circuit of an exclusion round, or why there is none; either is kept."""
-    unreached = folder / "unreached.json"
-    if unreached.exists():
-        return read_json(unreached)["reason"]
-    if not is_done(folder):
-        try:
-            prune(subject.circuit.model, subject.task, config, folder=folder, progress=progress)
-        except PruneError as error:
-            write_json(unreached, {"task": subject.task.name, "config": config.to_json(), "reason": str(error)})
-            return str(error)
-    return Circuit.load(folder, subject.circuit.model)

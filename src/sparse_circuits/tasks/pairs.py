@@ -156,6 +156,22 @@ class Task:
             raise TaskError(f"task {self.name} has no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
 
+    def refuse_longer_than(self, n_ctx: int) -> None:
+        """Refuse a task with prompts that a model can't read.
+
+        Args:
+            n_ctx: The model's longest context, in tokens.
+
+        Raises:
+            TaskError: A prompt is longer.
+        """
+        longest = max(int(pairs.length.max()) for pairs in self.splits.values() if len(pairs))
+        if longest > n_ctx:
+            raise TaskError(
+                f"a prompt of {self.name} has {longest} tokens, the model's context {n_ctx}; "
+                f"make the task with max_token {n_ctx} or less"
+            )
+
 
 class PairFilter:
     """Turns text pairs into tokens, drops what the tokenizer breaks or what was there before, and counts why."""

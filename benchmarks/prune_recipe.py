@@ -7,8 +7,8 @@ by their parameters, and bisects the number of nodes for the target; settings ar
 centres. Its words leave open whether scale and shift are fitted at every size that the bisection tries, which helps it,
 or once, after it; both are measured. Ours is `sc.prune` with its defaults, and once more for sufficiency alone, as the
 paper prunes. Neither cuts edges here, and all decide at the same loss on the same pairs (no margin); the losses on
-`test` stand beside. Writes benchmarks/results/prune_recipe-DATE-MACHINE.json after every task, and leaves out those
-that the file holds.
+`test` stand beside. Writes benchmarks/results/prune_recipe-DATE-MACHINE.json after every task. What that file holds
+already is not measured again.
 """
 
 import argparse
@@ -32,14 +32,32 @@ from sparse_circuits.masks import learn_masks
 from sparse_circuits.pruning import Pruning
 from sparse_circuits.refinement import keep_top
 from sparse_circuits.scoring import calibrated, fit_calibrations, task_loss
-from sparse_circuits.search import COUNT_RANGE, RANGES
+from sparse_circuits.search import COUNT_RANGE
 from sparse_circuits.survey import geometric_mean
 from sparse_circuits.tables import aligned
+from sparse_circuits.tasks.pairs import Task
 
 TASKS = ("single_double_quote", "bracket_counting", "with_as", "for_while", "if_equals")
 PUBLISHED = PruneConfig(
-    count_coefficient=1e-4, calibrates=False, init_noise=0.01, necessity_coefficient=0, max_auroc=1, cuts_edges=False
+    count_coefficient=1e-4,
+    calibrates=False,
+    init_bias=0.1,
+    init_noise=0.01,
+    eps=1e-8,
+    necessity_coefficient=0,
+    max_auroc=1,
+    cuts_edges=False,
 )
+PUBLISHED_RANGES = {
+    "lr": (2e-3, 5e-2),
+    "weight_decay": (1e-4, 1e-2),
+    "temperature": (0.1, 10.0),
+    "init_bias": (0.03, 0.3),
+    "init_noise": (1e-3, 0.3),
+    "count_coefficient": COUNT_RANGE,
+}
+"""What its settings are drawn from, around the paper's centres."""
+
 READINGS = {"published": True, "published, calibrated last": False}
 """Whether scale and shift are fitted at every size."""
 
@@ -52,12 +70,10 @@ OURS = {
 def drawn(n_setting: int, n_step: int) -> list[PruneConfig]:
     """Draw settings of the published recipe; the first is the paper's centre."""
     generator = torch.Generator().manual_seed(0)
-    ranges = {name: ends for name, ends in RANGES.items() if name != "necessity_coefficient"}
-    ranges["count_coefficient"] = COUNT_RANGE
     found = [dataclasses.replace(PUBLISHED, lr=3e-3, n_step=n_step)]
     for seed in range(1, n_setting):
         values = {}
-        for name, (low, high) in ranges.items():
+        for name, (low, high) in PUBLISHED_RANGES.items():
             values[name] = math.exp(math.log(low) + float(torch.rand(1, generator=generator)) * math.log(high / low))
         found.append(dataclasses.replace(PUBLISHED, seed=seed, n_step=n_step, **values))
     return found
@@ -85,9 +101,27 @@ def test_loss(pruning: Pruning, keep: torch.Tensor) -> float:
     return float(task_loss(calibrated(on_test.differences(keep[None]), fitted)))
 
 
-def measure(model: sc.Transformer, name: str, n_setting: int, n_step: int) -> dict:
-    """Prune one task both ways."""
+def measure(model: sc.Transformer, name: str, n_setting: int, n_step: int, held: dict) -> dict:
+    """Prune one task both ways, but for what is held."""
     task = sc.task(name, model.tokenizer)
+    row = dict(held)
+    if not READINGS.keys() <= row.keys():
+        row |= measure_published(model, task, n_setting, n_step)
+    for label, config in OURS.items():
+        if label in row:
+            continue
+        start = time.monotonic()
+        circuit = sc.prune(model, task, dataclasses.replace(config, n_step=n_step))
+        row[label] = {
+            "n_node": circuit.n_node,
+            "test_loss": test_loss(Pruning(model, task, PUBLISHED), circuit.keep),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+    return row
+
+
+def measure_published(model: sc.Transformer, task: Task, n_setting: int, n_step: int) -> dict:
+    """Prune by the published recipe."""
     pruning = Pruning(model, task, PUBLISHED)
     fit, may_shift = task.split("fit"), not task.answers_vary
     start = time.monotonic()
@@ -101,20 +135,12 @@ def measure(model: sc.Transformer, name: str, n_setting: int, n_step: int) -> di
         start = time.monotonic()
         found = [bisected(pruning, tau, calibrates=calibrates) for tau in learned.tau]
         best = min((keep for keep in found if keep is not None), key=lambda keep: int(keep.sum()), default=None)
-        assert best is not None, f"no setting reaches the target on {name}"
+        assert best is not None, f"no setting reaches the target on {task.name}"
         row[label] = {
             "n_node": int(best.sum()),
             "sizes": [None if keep is None else int(keep.sum()) for keep in found],
             "test_loss": test_loss(pruning, best),
             "seconds": round(learning + time.monotonic() - start, 1),
-        }
-    for label, config in OURS.items():
-        start = time.monotonic()
-        circuit = sc.prune(model, task, dataclasses.replace(config, n_step=n_step))
-        row[label] = {
-            "n_node": circuit.n_node,
-            "test_loss": test_loss(pruning, circuit.keep),
-            "seconds": round(time.monotonic() - start, 1),
         }
     return row
 
@@ -137,13 +163,15 @@ def main() -> None:
         results = held["results"] if all(held.get(key) == value for key, value in told.items()) else {}
     for name in arguments.tasks:
         try:
-            results[name] = results.get(name) or measure(model, name, arguments.settings, arguments.steps)
+            held = results.get(name, {})
+            results[name] = measure(model, name, arguments.settings, arguments.steps, held)
         except PruneError as error:
             failed[name] = str(error)
             continue
+        whole = {name: row for name, row in results.items() if OURS.keys() <= row.keys()}
         ratios = {
             reading: {
-                label: geometric_mean([row[reading]["n_node"] / row[label]["n_node"] for row in results.values()])
+                label: geometric_mean([row[reading]["n_node"] / row[label]["n_node"] for row in whole.values()])
                 for label in OURS
             }
             for reading in READINGS
@@ -159,7 +187,7 @@ def main() -> None:
         path.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
         print(name, {label: row["n_node"] for label, row in results[name].items()}, flush=True)
     rows = [["nodes (loss on test)", *READINGS, *OURS]]
-    for name, row in results.items():
+    for name, row in whole.items():
         rows.append([name, *(f"{row[k]['n_node']} ({row[k]['test_loss']:.3f})" for k in (*READINGS, *OURS))])
     for reading in READINGS:
         numbers = (f"{ratios[reading][label]:.2f}" for label in OURS)

@@ -9,7 +9,7 @@ from hand_built import NODES, hand_built_model, hand_built_task, random_model, r
 from sparse_circuits import kernels, sparse_products
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError, TapError
-from sparse_circuits.mask_runs import PRICE_AT_START, MaskParameters, MaskRun, step_gates, surrogate_derivative
+from sparse_circuits.mask_runs import PRICE_AT_LEAST, MaskParameters, MaskRun, Price, step_gates, surrogate_derivative
 from sparse_circuits.masks import PROMOTION, _endless_batches, bytes_of_run, information_left, learn_masks
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import LEARNED_SHARES, Pruning, deciding_pairs, prune
@@ -74,7 +74,9 @@ def test_a_step_of_all_runs_is_torchs_adamw_on_each():
     masks = MaskParameters(space, configs, [torch.Generator().manual_seed(seed) for seed in range(2)])
     plain = [tau.clone().requires_grad_() for tau in masks.own.detach()]
     each = [
-        torch.optim.AdamW([tau], lr=config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+        torch.optim.AdamW(
+            [tau], lr=config.lr, betas=(0.9, config.beta2), eps=config.eps, weight_decay=config.weight_decay
+        )
         for tau, config in zip(plain, configs, strict=True)
     ]
     for step in range(n_step):
@@ -127,7 +129,7 @@ def test_masks_learned_side_by_side_begin_as_each_alone():
 def test_the_fast_kernels_end_at_the_masks_of_the_plain_ones():
     model, fit = random_model(), random_pairs()
     values = torch.randn(NodeSpace.of(model.config).n_node, generator=torch.Generator().manual_seed(0))
-    config = PruneConfig(n_step=25, n_pair=4, lr=3e-2)
+    config = PruneConfig(n_step=25, n_pair=4, lr=3e-2, init_bias=0.1, init_noise=0.08)
     fast = learn_masks(model, [MaskRun(fit=fit, values=values, config=config)])
     with kernels.use("reference"):
         plain = learn_masks(model, [MaskRun(fit=fit, values=values, config=config)])
@@ -214,7 +216,7 @@ def test_what_fills_no_batch_is_drawn_anew_in_each_epoch():
     assert seen == set(range(len(pairs)))
 
 
-def test_the_price_rises_below_the_target_and_falls_above_it():
+def test_the_price_rises_below_the_target_and_falls_above_it_to_its_least():
     task = hand_built_task()
     below, above = (
         learn_masks(hand_built_model(), [_run(task, n_step=5, lr=1e-6, init_noise=0, target_loss=target)]).history[0]
@@ -222,11 +224,24 @@ def test_the_price_rises_below_the_target_and_falls_above_it():
     )
     prices = [record["price"] for record in below]
     assert prices == sorted(prices)
-    assert prices[-1] < PRICE_AT_START * math.exp(5 * 0.05) + 1e-12
-    falling = [PRICE_AT_START * math.exp(-0.05 * i) for i in range(1, 6)]
-    assert [record["price"] for record in above] == pytest.approx(falling)
+    assert PRICE_AT_LEAST < prices[-1] < PRICE_AT_LEAST * math.exp(5 * 0.05) + 1e-12
+    assert [record["price"] for record in above] == [PRICE_AT_LEAST] * 5
     fixed = learn_masks(hand_built_model(), [_run(task, n_step=5, count_coefficient=0.03)]).history[0]
     assert [record["price"] for record in fixed] == [0.03] * 5
+
+
+def test_the_price_follows_the_running_loss_by_hand_and_one_bad_batch_counts_three_times_the_target():
+    price = Price([PruneConfig(target_loss=0.1)])
+    price.now = [0.01]
+    price.follow(torch.tensor([50.0]))  # counts as 0.3: the mean is 0.95 · 0.1 + 0.05 · 0.3 = 0.11
+    assert float(price.mean_loss) == pytest.approx(0.11)
+    assert price.now == pytest.approx([0.01 * math.exp(-0.05 * 0.1)])
+    price.follow(torch.tensor([0.0]))  # 0.95 · 0.11 = 0.1045
+    assert price.now == pytest.approx([0.01 * math.exp(-0.05 * 0.1 - 0.05 * 0.045)])
+    for _ in range(100):
+        price.follow(torch.tensor([50.0]))
+    assert price.now == [PRICE_AT_LEAST]
+    assert bool(price.is_lost())
 
 
 def test_runs_that_do_not_fit_into_memory_together_go_one_after_the_other():

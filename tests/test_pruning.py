@@ -9,8 +9,9 @@ from hand_built import NODES, A, B, X, Y, hand_built_model, hand_built_task
 from sparse_circuits.ablation import ablation_values, task_means
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError
+from sparse_circuits.masks import LearnedMasks
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.pruning import Pruning, prune
+from sparse_circuits.pruning import FAR, LEARNED_SHARES, Pruning, prune
 from sparse_circuits.scoring import all_logit_differences, logit_difference, task_loss
 from sparse_circuits.taps import reading, replacing
 from sparse_circuits.tasks.pairs import hash_splits
@@ -43,6 +44,28 @@ def test_no_limit_on_auroc_is_set_where_the_last_token_alone_tells_the_answer():
     task = dataclasses.replace(task, splits=splits, hash=hash_splits(splits))
     assert Pruning(model, task, QUICK).max_auroc == 1
     assert Pruning(model, hand_built_task(), QUICK).max_auroc == QUICK.max_auroc
+
+
+def test_masks_are_learned_again_where_only_a_size_far_above_the_learned_one_passes(monkeypatch):
+    model, task = hand_built_model(), hand_built_task()
+    space = NodeSpace.of(model.config)
+    tau = -1 - torch.arange(space.n_node) / space.n_node
+    tau[space.marked(NODES)] = -1.9  # the nodes that do the task were dropped first
+    tau[0] = 0.5
+    failed = LearnedMasks(tau=tau[None], history=[[{"step": 0, "loss": 0.3, "n_node": 1, "price": 0.0, "scale": 1.0}]])
+    with pytest.raises(PruneError, match=r"no size near what was learned meets target_loss .* 1 nodes at loss 0\.300"):
+        Pruning(model, task, QUICK).choose_size(failed, takes_far=False)
+    keep, _, _ = Pruning(model, task, QUICK).choose_size(failed)
+    assert int(keep.sum()) > FAR
+    learn, shares = Pruning.learn, []
+
+    def fails_first(self, configs, *, share):
+        shares.append(share)
+        return failed if len(shares) == 1 else learn(self, configs, share=share)
+
+    monkeypatch.setattr(Pruning, "learn", fails_first)
+    assert prune(model, task, QUICK).node_names() == NODES
+    assert shares == list(LEARNED_SHARES[:2])
 
 
 def test_an_unreachable_target_is_said_with_the_models_own_loss():

@@ -14,14 +14,15 @@ from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.scoring import MAX_SCALE, MIN_SCALE
 from sparse_circuits.tasks.pairs import Pairs
 
-BETA1, EPSILON = 0.9, 1e-8
-"""AdamW's first decay rate, and what it adds to the denominator."""
+BETA1 = 0.9
+"""AdamW's first decay rate."""
 
 CALIBRATION_RATE = 0.03
 """Adam's rate on scale and shift while masks are learned."""
 
-PRICE_AT_START = 2e-4
-"""Price of a node that the dual variable starts from."""
+PRICE_AT_LEAST = 3e-4
+"""Price of a node that the dual variable starts from and does not fall below: from next to nothing it would take the
+rest of a run to come back."""
 
 PRICE_RATE = 0.05
 """How fast the price follows the loss: its logarithm moves by at most this much a step."""
@@ -31,6 +32,9 @@ LOST = 2.0
 
 LOSS_MEMORY = 0.95
 """Share that the running mean of the loss, which the price follows, keeps from step to step."""
+
+MOST = 3.0
+"""A step's loss counts as at most this many times the target there: one batch that fails says no more than that."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ class MaskParameters:
         self.own = initial.masked_fill_(self.excluded, -1).requires_grad_()
         self.temperature = torch.tensor([[config.temperature] for config in configs])
         self.beta2 = torch.tensor([[config.beta2] for config in configs])
+        self.eps = torch.tensor([[config.eps] for config in configs])
         self.mean, self.square = torch.zeros_like(self.own).detach(), torch.zeros_like(self.own).detach()
         self.last_good = self.tau().detach()
         self.last_kept = torch.zeros_like(self.last_good)
@@ -120,7 +125,7 @@ class MaskParameters:
         self.square.mul_(self.beta2).addcmul_(grad, (1 - self.beta2) * grad)
         rate = torch.tensor([[config.lr * _rate_at(step, config)] for config in self.configs])
         decay = torch.tensor([[config.weight_decay] for config in self.configs])
-        root = (self.square / (1 - self.beta2 ** (step + 1))).sqrt_().add_(EPSILON)
+        root = (self.square / (1 - self.beta2 ** (step + 1))).sqrt_().add_(self.eps)
         self.own.mul_(1 - rate * decay).sub_(rate / (1 - BETA1 ** (step + 1)) * self.mean / root)
         self.own.clamp_(-1, 1).masked_fill_(self.excluded, -1)
         self.own.grad = None
@@ -176,15 +181,15 @@ class Price:
     def __init__(self, configs: Sequence[PruneConfig]) -> None:
         self.target = torch.tensor([config.target_loss for config in configs])
         self.is_fixed = [config.count_coefficient is not None for config in configs]
-        self.now = [PRICE_AT_START if c.count_coefficient is None else c.count_coefficient for c in configs]
+        self.now = [PRICE_AT_LEAST if c.count_coefficient is None else c.count_coefficient for c in configs]
         self.mean_loss = self.target  # as if it were met: what the loss was before anything is learned says nothing
 
     def follow(self, losses: Float[Tensor, " run"]) -> None:
         """Raise the prices of runs below their target, lower those of runs above it."""
-        self.mean_loss = torch.lerp(losses, self.mean_loss, LOSS_MEMORY)
+        self.mean_loss = torch.lerp(losses.minimum(MOST * self.target), self.mean_loss, LOSS_MEMORY)
         for run, distance in enumerate((1 - self.mean_loss / self.target).clamp(-1, 1).tolist()):
             if not self.is_fixed[run]:
-                self.now[run] *= math.exp(PRICE_RATE * distance)
+                self.now[run] = max(self.now[run] * math.exp(PRICE_RATE * distance), PRICE_AT_LEAST)
 
     def is_met(self) -> Bool[Tensor, " run"]:
         """Mark the runs whose running loss is at the target."""

@@ -32,6 +32,10 @@ LEARNED_SHARES = (0.7, 0.35, 0.1)
 """Shares of the target loss that masks are learned for, one after the other until some size reaches the target on
 the pairs that decide: a mask does worse on templates that it was not learned on."""
 
+FAR = 4
+"""A size above this many times the nodes that a run learned says that its learning failed: it lost useful nodes, and
+found others for them too late. Masks are learned again then, while there are shares left."""
+
 
 def prune(
     model: Transformer,
@@ -76,7 +80,7 @@ def prune(
     while True:
         share = shares[pruning.unfinished.n_missed]
         try:
-            circuit = pruning.cut_out(pruning.learned_masks(configs, share))
+            circuit = pruning.cut_out(pruning.learned_masks(configs, share), takes_far=share == shares[-1])
             break
         except PruneError as error:
             if share == shares[-1]:
@@ -179,13 +183,19 @@ class Pruning:
             return self.unfinished.learned
         return self.learn(configs, share=share)
 
-    def choose_size(self, learned: LearnedMasks) -> tuple[Bool[Tensor, " node"], dict[str, Any], Goal]:
+    def choose_size(
+        self, learned: LearnedMasks, *, takes_far: bool = True
+    ) -> tuple[Bool[Tensor, " node"], dict[str, Any], Goal]:
         """Return the smallest circuit of all runs that reaches the goal, how it was found, and the goal.
 
         If no size takes the information out of the model, the limit on AUROC is given up, and the record says so.
 
+        Args:
+            learned: What was learned.
+            takes_far: Take a size, too, that is far above the number of nodes that its run learned; see `FAR`.
+
         Raises:
-            PruneError: No size of any run reaches the target.
+            PruneError: No size of any run reaches the target, or only one that is too far.
         """
         for max_auroc in sorted({self.max_auroc, 1.0}):
             goal = self.goal(max_auroc)
@@ -193,25 +203,31 @@ class Pruning:
             passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
             if passed:
                 size, run, keep, curve = min(passed, key=lambda one: one[:2])
+                if size > FAR * int(learned.keep[run].sum()) and not takes_far:
+                    break
                 sizes = loss_at_sizes(goal.on_part().evaluator, learned.tau[run])
                 scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve, "sizes": sizes}
                 return keep, {"scan": scan}, goal
         ends = ", ".join(f"{int(h[-1]['n_node'])} nodes at loss {h[-1]['loss']:.3f}" for h in learned.history)
+        near = "" if takes_far else " near what was learned"
         raise PruneError(
-            f"no size meets target_loss {self.config.target_loss} less the margin of {self.config.margin:.0%} on "
-            f"{self.task.name}: masks ended with {ends}; "
-            "raise target_loss or n_step"
+            f"no size{near} meets target_loss {self.config.target_loss} less the margin of {self.config.margin:.0%} on "
+            f"{self.task.name}: masks ended with {ends}; raise target_loss or n_step"
         )
 
-    def cut_out(self, learned: LearnedMasks) -> Circuit:
+    def cut_out(self, learned: LearnedMasks, *, takes_far: bool = True) -> Circuit:
         """Choose a size, refine, calibrate.
 
+        Args:
+            learned: What was learned.
+            takes_far: As for `choose_size`.
+
         Raises:
-            PruneError: No size of any run reaches the target.
+            PruneError: As `choose_size`.
         """
         if self.unfinished.learned is None or not torch.equal(self.unfinished.learned.tau, learned.tau):
             self.unfinished.begin(learned)
-        keep, scanned, goal = self.choose_size(learned)
+        keep, scanned, goal = self.choose_size(learned, takes_far=takes_far)
         found = [self._refine(goal, keep, order) for order in range(self.config.n_order)]
         refined = min(found, key=lambda one: (one.n_node, one.n_edge))
         scanned["orders"] = [{"n_node": one.n_node, "n_edge": one.n_edge} for one in found]

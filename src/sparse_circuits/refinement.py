@@ -158,7 +158,7 @@ def _first_to_pass(goal: Goal, keep: Bool[Tensor, "run item"], likely: Bool[Tens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refined:
-    """A circuit from which no single node or edge can go."""
+    """A circuit from which `refine` finds no single node or edge that can go."""
 
     keep: Bool[Tensor, " node"]
     """Its nodes."""
@@ -212,7 +212,8 @@ def refine(
     """Remove nodes, then edges, as long as what is left reaches the goal on the split.
 
     Nodes go in groups, then edges; at the end each node and edge that is left is tried alone, again and again, until a
-    whole pass removes none: the result is 1-minimal.
+    whole pass removes none. So the result is 1-minimal, as far as a part of the split tells of those that are clearly
+    needed; see `HOPELESS` and `N_ERROR`.
 
     Args:
         goal: What must be reached; its evaluator has no edges.

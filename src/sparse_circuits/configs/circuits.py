@@ -63,16 +63,20 @@ class PruneConfig(Config):
     beta2: float = 0.95
     """Adam's second decay rate, in [0, 1)."""
 
+    eps: float = 3e-4
+    """Added to Adam's denominator. Of this size, the price decides how fast nodes go that do not matter: with next to
+    nothing they all go at full speed, however low it is."""
+
     weight_decay: float = 1e-3
     """AdamW's decay of the node parameters."""
 
     temperature: float = 1.0
     """Width of the sigmoid that stands in for the step's derivative."""
 
-    init_bias: float = 0.1
+    init_bias: float = 0.3
     """Start of every node parameter; above 0 every node starts kept."""
 
-    init_noise: float = 0.08
+    init_noise: float = 0.03
     """Standard deviation around that start."""
 
     cuts_edges: bool = True
@@ -100,7 +104,7 @@ class PruneConfig(Config):
         require(
             self.needed_loss is None or self.needed_loss > 0, f"needed_loss is {self.needed_loss}, expected above 0"
         )
-        for name in ("target_loss", "lr", "temperature"):
+        for name in ("target_loss", "lr", "temperature", "eps"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
         for name in ("n_step", "n_pair", "n_run", "n_order", "n_mean_token"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")

@@ -110,9 +110,12 @@ def test_refinement_ends_as_small_as_the_smallest_subset_that_reaches_the_goal()
     assert int(refined.keep.sum()) == smallest == 3
 
 
-def test_every_order_of_removal_ends_at_the_known_circuit_and_is_recorded():
-    circuit = prune(hand_built_model(), hand_built_task(), QUICK, n_order=3)
-    assert circuit.removed[0]["orders"] == [{"n_node": 3, "n_edge": 2}] * 3
+def test_every_start_and_order_of_removal_ends_at_the_known_circuit_and_is_recorded():
+    circuit = prune(hand_built_model(), hand_built_task(), QUICK, n_order=3, n_start=3)
+    size = circuit.removed[0]["scan"]["size"]
+    starts = [start for start in (size, 2 * size, 4 * size) for _ in range(3)]
+    assert circuit.removed[0]["orders"] == [{"n_start": start, "n_node": 3, "n_edge": 2} for start in starts]
+    assert circuit.node_names() == NODES
 
 
 def test_an_edge_that_says_nothing_of_the_answer_is_cut_though_its_nodes_stay():

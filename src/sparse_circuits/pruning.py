@@ -1,6 +1,7 @@
 """Cutting out the circuit behind a behaviour: learn masks, choose a size, refine. `sc.prune`."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +23,7 @@ from sparse_circuits.mask_runs import MaskRun
 from sparse_circuits.masks import LearnedMasks, learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.refinement import Goal, Refined, Refining, loss_at_sizes, refine, scan_sizes
+from sparse_circuits.refinement import Goal, Refined, Refining, keep_top, loss_at_sizes, refine, scan_sizes
 from sparse_circuits.runlog import RunLog, say
 from sparse_circuits.scoring import all_logit_differences, fit_calibration, match_loss, r_squared, task_loss
 from sparse_circuits.tasks.pairs import Pairs, Task
@@ -228,9 +229,14 @@ class Pruning:
         if self.unfinished.learned is None or not torch.equal(self.unfinished.learned.tau, learned.tau):
             self.unfinished.begin(learned)
         keep, scanned, goal = self.choose_size(learned, takes_far=takes_far)
-        found = [self._refine(goal, keep, order) for order in range(self.config.n_order)]
+        starts = self._starts(goal, keep, learned.tau[scanned["scan"]["run"]])
+        ways = list(itertools.product(starts, range(self.config.n_order)))
+        found = [self._refine(goal, start, order, number) for number, (start, order) in enumerate(ways)]
         refined = min(found, key=lambda one: (one.n_node, one.n_edge))
-        scanned["orders"] = [{"n_node": one.n_node, "n_edge": one.n_edge} for one in found]
+        scanned["orders"] = [
+            {"n_start": int(start.sum()), "n_node": one.n_node, "n_edge": one.n_edge}
+            for (start, _), one in zip(ways, found, strict=True)
+        ]
         task = self.task
         circuit = Circuit(
             model=self.model,
@@ -266,14 +272,21 @@ class Pruning:
         """Tell of progress."""
         say(self.progress, f"{self.task.name}: {text}")
 
-    def _refine(self, goal: Goal, keep: Bool[Tensor, " node"], order: int) -> Refined:
+    def _starts(self, goal: Goal, keep: Bool[Tensor, " node"], tau: Tensor) -> list[Bool[Tensor, " node"]]:
+        """Return what refinement starts from: the chosen size, and those of its doubles that reach the goal."""
+        sizes = [int(keep.sum()) << doubling for doubling in range(1, self.config.n_start)]
+        ranked = tau.masked_fill(goal.needed, torch.inf)
+        wider = keep_top(ranked, torch.tensor([n for n in sizes if n <= int((ranked > -torch.inf).sum())]).long())
+        return [keep, *(start for start in wider if goal.judge(start[None])[1])]
+
+    def _refine(self, goal: Goal, keep: Bool[Tensor, " node"], order: int, number: int) -> Refined:
         def on_round(now: Refining) -> None:
             record = now.rounds[-1]
             edges = "" if record["n_edge"] is None else f", {record['n_edge']} edges"
             self.say(f"{record['n_node']} nodes{edges} left, loss {record['loss']:.3f}")
-            self.unfinished.note(order, now)
+            self.unfinished.note(number, now)
 
-        begun = self.unfinished.refining.get(order)
+        begun = self.unfinished.refining.get(number)
         return refine(goal, keep, cuts_edges=self.config.cuts_edges, order=order, begun=begun, on_round=on_round)
 
 

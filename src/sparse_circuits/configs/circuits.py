@@ -82,6 +82,10 @@ class PruneConfig(Config):
     cuts_edges: bool = True
     """Whether refinement removes edges too, after the nodes."""
 
+    n_start: int = 1
+    """Sizes that refinement starts from, each twice the one before: elimination by measured effects may end at a
+    smaller circuit from a larger start, where circuits are large; the smallest circuit is kept."""
+
     n_order: int = 1
     """Orders of removal that refinement tries; the smallest circuit is kept, and the sizes of all are recorded."""
 
@@ -106,7 +110,7 @@ class PruneConfig(Config):
         )
         for name in ("target_loss", "lr", "temperature", "eps"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("n_step", "n_pair", "n_run", "n_order", "n_mean_token"):
+        for name in ("n_step", "n_pair", "n_run", "n_start", "n_order", "n_mean_token"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
         require(0 <= self.warmup_frac < 1, f"warmup_frac is {self.warmup_frac}, expected [0, 1)")
         for name in ("beta2", "margin"):

@@ -74,8 +74,9 @@ def test_a_finished_circuit_is_not_written_over(tmp_path):
 def test_attempts_that_missed_are_not_made_again_and_the_last_leaves_nothing(tmp_path, monkeypatch):
     tried = []
 
-    def miss(self, learned):
+    def miss(self, learned, *, takes_far):
         tried.append(self.unfinished.n_missed)
+        assert takes_far == (self.unfinished.n_missed == 2)
         if len(tried) == 2:
             raise KeyboardInterrupt
         raise PruneError("missed")

@@ -26,8 +26,8 @@ RANGES = {
     "lr": (2e-3, 5e-2),
     "weight_decay": (1e-4, 1e-2),
     "temperature": (0.1, 10.0),
-    "init_bias": (0.1, 1.0),
-    "init_noise": (3e-3, 0.3),
+    "init_bias": (0.03, 1.0),
+    "init_noise": (1e-3, 0.3),
     "necessity_coefficient": (0.1, 10.0),
 }
 """Settings that are drawn log-uniformly; around the paper's centres (appendix A.2) and the defaults."""

@@ -83,13 +83,8 @@ def train(
     if first_step >= last_step < n_step:
         raise Interrupted(f"stopped after step {first_step}; the same command goes on from there")
     log = RunLog(out / "metrics.jsonl", n_step=n_step, cut_at=first_step, stream=progress)
-    records = StepRecords(
-        log,
-        out,
-        n_token=config.batch_size * config.context,
-        n_unread=1 if place.type == "cpu" else N_UNREAD,
-        skipped=skipped,
-    )
+    n_unread = 1 if place.type == "cpu" else N_UNREAD
+    records = StepRecords(log, out, n_token=config.batch_size * config.context, n_unread=n_unread, skipped=skipped)
     with log, interrupt_between_steps() as interrupted:
         model.train()
         for step in range(first_step, last_step):

@@ -140,8 +140,7 @@ def evaluate_hybrids(
     forwards |= {("path", path): lambda t, p=path: run_path(bridge, t, [c == "s" for c in p]) for path in paths}
     say(progress, f"{len(forwards)} forward passes over {windows.numel():,} tokens")
     measured = measure(forwards, bridge.dense, windows)
-    base = measured["anchor", DENSE][0]
-    entries = {key: _entry(pair, base) for key, pair in measured.items()}
+    entries = {key: _entry(pair, measured["anchor", DENSE][0]) for key, pair in measured.items()}
     found: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,

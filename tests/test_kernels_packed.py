@@ -46,7 +46,25 @@ def test_a_matrix_comes_back_from_its_nonzeros_and_turns_over(n_target, n_source
         assert torch.equal(found.dense(), weight)
         assert torch.equal(version.transposed(found).dense(), weight.T)
         chosen = torch.randint(n_target, (2, 3))
-        assert torch.equal(found.rows(chosen), weight[chosen])
+        for product in (cpu_packed, reference):
+            assert torch.equal(product.packed_rows(found, chosen), weight[chosen])
+
+
+@pytest.mark.parametrize("version", [cpu_packed, reference])
+@pytest.mark.parametrize("row", [-1, 2, 1 << 40])
+def test_rows_that_do_not_exist_are_refused(version, row):
+    weight = kernels.pack(torch.eye(2))
+    assert version.packed_rows(weight, torch.empty(0, 3, dtype=torch.long)).shape == (0, 3, 2)
+    with pytest.raises(IndexError, match=f"rows from {min(row, 1)} to {max(row, 1)} of a weight that has 2"):
+        version.packed_rows(weight, torch.tensor([1, row]))
+
+
+@pytest.mark.parametrize("n_alike", [1, 40])  # entries a column: few, and more than it takes to look one up
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+@torch.no_grad()
+def test_a_vector_goes_by_columns_or_by_entries_with_one_result(n_alike, density):
+    weight, x = sparse(n_alike, 50, 1.0), sparse(1, 50, density, seed=1)
+    torch.testing.assert_close(kernels.packed_linear(x, kernels.pack(weight)), F.linear(x, weight))
 
 
 @given(st.integers(1, 150), st.integers(1, 100), st.integers(1, 70), st.sampled_from([0.0, 0.05, 0.5]), st.booleans())

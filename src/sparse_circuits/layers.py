@@ -58,7 +58,7 @@ class Linear(nn.Linear):
 
     def rows(self, chosen: Int[Tensor, "batch answer"]) -> Float[Tensor, "batch answer source"]:
         """Return some rows of the weight."""
-        return self.packed.rows(chosen) if self.packed and self.weight is None else self.weight[chosen]
+        return kernels.packed_rows(self.packed, chosen) if self.packed and self.weight is None else self.weight[chosen]
 
 
 def _map_by_run(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_circuits import kernels
 from sparse_circuits.configs import ModelConfig
+from sparse_circuits.decoding import Decoder, can_decode
 from sparse_circuits.errors import TapError
 from sparse_circuits.hooks import Hooked
 from sparse_circuits.layers import AbsTopK, Linear, Norm, Read
@@ -129,6 +130,11 @@ class LayerCache:
             self._stored = grown
         self._stored[0, :, before : self.n_pos], self._stored[1, :, before : self.n_pos] = k, v
         return self._stored[0, :, : self.n_pos], self._stored[1, :, : self.n_pos]
+
+    def keys_and_values(self) -> Float[Tensor, "2 batch pos d_attn"]:
+        """Return all that was added: keys, then values."""
+        assert self._stored is not None
+        return self._stored[:, :, : self.n_pos]
 
 
 class Transformer(Hooked, nn.Module):
@@ -284,15 +290,19 @@ class Transformer(Hooked, nn.Module):
         Returns:
             Prompt and continuation, (batch, pos + n_token).
         """
-        cache, n_cached = None, 0
-        for _ in range(n_token):
+        cache, decoder, n_cached = None, None, 0
+        for n_left in range(n_token, 0, -1):
             context = tokens[:, -self.config.n_ctx :]
             if cache is None or tokens.shape[1] > self.config.n_ctx:
-                cache, n_cached = [LayerCache() for _ in self.blocks], 0
+                cache, decoder, n_cached = [LayerCache() for _ in self.blocks], None, 0
             new = context[:, n_cached:]
-            x = self.run(self.embed(new, offset=n_cached), cache=cache)
+            x = self.embed(new, offset=n_cached)
+            x = self.run(x, cache=cache) if decoder is None else decoder.run(x)
             logits = self.unembed(x[:, -1:], new[:, -1:])[:, -1]
             n_cached = context.shape[1]
+            n_more = min(n_left - 1, self.config.n_ctx - n_cached)
+            if decoder is None and n_more > 0 and can_decode(self):
+                decoder = Decoder(self, cache, n_more)
             if generator is None:
                 chosen = logits.argmax(-1, keepdim=True)
             else:

@@ -27,7 +27,7 @@ class PackedEmbedding(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """Look vectors up."""
-        return self.packed.rows(tokens)
+        return kernels.packed_rows(self.packed, tokens)
 
 
 def load_packed(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:

@@ -159,6 +159,12 @@ def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:
     return (cpu_packed if has_fast_products(weight) else _packed).pack(weight)
 
 
+def packed_rows(weight: PackedWeight, chosen: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch source"]:
+    """Return some rows of a packed weight; see `reference.packed_rows`."""
+    version = cpu_packed if has_fast_products(weight.values) and chosen.device.type == "cpu" else reference
+    return version.packed_rows(weight, chosen)
+
+
 def packed_linear(
     x: Float[Tensor, "*batch source"],
     weight: PackedWeight,

@@ -2,23 +2,28 @@
 
 import numba
 import numpy as np
-from numba import float32, int32, int64, prange, void
+from numba import boolean, float32, int32, int64, prange, uint32, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
 from sparse_circuits.kernels._vectors_numba import N_TOGETHER, sum_rows, turn
 
 __all__ = [
     "count_rows",
+    "map_by_columns",
     "pack_rows",
     "packed_linear_blocks",
     "packed_linear_columns",
     "packed_linear_few",
     "set_threads",
     "transpose_packed",
+    "unpack_rows",
 ]
 
 N_SUM = 16
 """Rows of the weight whose results are turned over together: they fill a line of the cache."""
+
+N_A_COLUMN = 10
+"""Entries that are multiplied in the time that it takes to look up a column."""
 
 
 @numba.njit(void(float32[:, ::1], int64[::1]), cache=True, parallel=True)
@@ -44,6 +49,18 @@ def pack_rows(weight, offsets, values, columns):
                 values[n] = weight[r, i]
                 columns[n] = i
                 n += 1
+
+
+@numba.njit(boolean(float32[::1], int32[::1], int64[::1], int64[::1], float32[:, ::1]), cache=True)
+def unpack_rows(values, columns, offsets, chosen, out):
+    """Write some rows into zeros; return whether all that were chosen exist."""
+    for i in range(chosen.size):
+        r = chosen[i]
+        if not 0 <= r < offsets.size - 1:
+            return False
+        for p in range(offsets[r], offsets[r + 1]):
+            out[i, columns[p]] = values[p]
+    return True
 
 
 @numba.njit(void(float32[::1], int32[::1], int64[::1], float32[::1], int32[::1], int64[::1]), cache=True)
@@ -104,23 +121,36 @@ def packed_linear_few(x, values, columns, offsets, bias, out):
 
 
 @numba.njit(
-    void(float32[:, ::1], float32[::1], int32[::1], int64[::1], float32[::1], float32[:, ::1]),
+    void(float32[::1], float32[::1], int32[::1], int32[::1], int64[::1], float32[::1], float32[::1]),
     cache=True,
     fastmath={"contract"},
 )
-def packed_linear_columns(x, values, rows, offsets, bias, out):
-    """Map vectors one after the other by a weight that lies column by column: a zero in a vector costs nothing."""
-    n_source = x.shape[1]
-    place = np.empty(n_source, dtype=np.int32)
+def map_by_columns(vector, values, rows, columns, offsets, bias, out):
+    """Map a vector by a weight that lies column by column: a zero in the vector costs nothing.
+
+    Unless so many columns would be looked up that going through all entries, zeros or not, is cheaper. Places are read
+    as unsigned, or Numba would ask of each whether it counts from the end.
+    """
+    place, n = np.empty(vector.size, dtype=np.int32), 0
+    for c in range(vector.size):
+        place[n] = c
+        n += int64(vector[c] != 0)
+    out[:] = bias
+    if offsets[-1] - offsets[0] <= N_A_COLUMN * n:
+        for p in range(offsets[0], offsets[-1]):
+            out[uint32(rows[p])] += values[p] * vector[uint32(columns[p])]
+        return
+    for j in range(n):
+        c = place[j]
+        entry = vector[c]
+        for p in range(offsets[c], offsets[c + 1]):
+            out[uint32(rows[p])] += values[p] * entry
+
+
+@numba.njit(
+    void(float32[:, ::1], float32[::1], int32[::1], int32[::1], int64[::1], float32[::1], float32[:, ::1]), cache=True
+)
+def packed_linear_columns(x, values, rows, columns, offsets, bias, out):
+    """Map vectors one after the other, each by `map_by_columns`."""
     for t in range(x.shape[0]):
-        vector, total = x[t], out[t]
-        n = 0
-        for c in range(n_source):
-            place[n] = c
-            n += int64(vector[c] != 0)
-        total[:] = bias
-        for j in range(n):
-            c = place[j]
-            entry = vector[c]
-            for p in range(offsets[c], offsets[c + 1]):
-                total[rows[p]] += values[p] * entry
+        map_by_columns(x[t], values, rows, columns, offsets, bias, out[t])

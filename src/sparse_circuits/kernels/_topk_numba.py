@@ -11,7 +11,7 @@ from numba import boolean, float32, float64, int32, int64, prange, uint32, void
 from sparse_circuits.kernels._threads_numba import set_threads
 from sparse_circuits.kernels._vectors_numba import bits_of, value_of
 
-__all__ = ["abs_topk_rows", "abs_topk_rows_parallel", "row_threshold", "set_threads", "where_kept"]
+__all__ = ["abs_topk_row", "abs_topk_rows", "abs_topk_rows_parallel", "row_threshold", "set_threads", "where_kept"]
 
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 """All bits of a float32 but the sign."""
@@ -115,24 +115,30 @@ def _write_and_mark(magnitudes, threshold, row, out, keep):
     return int64(n_kept)
 
 
+@numba.njit(void(float32[::1], int64, float32[::1], boolean[::1], int32[::1], float64[::1]), cache=True)
+def abs_topk_row(row, n_keep, out, keep, magnitudes, guess):
+    """Keep the `n_keep` largest magnitudes of a row, and mark them unless `keep` is empty; see `row_threshold`."""
+    threshold = row_threshold(row, n_keep, magnitudes, guess)
+    if keep.size > 0:
+        n_extra = _write_and_mark(magnitudes, threshold, row, out, keep) - n_keep
+    else:
+        n_extra = _write(magnitudes, threshold, row, out) - n_keep
+    i = row.size - 1
+    while n_extra > 0:  # ties at the threshold: the last ones go
+        if magnitudes[i] == threshold:
+            out[i] = np.float32(0)
+            if keep.size > 0:
+                keep[i] = False
+            n_extra -= 1
+        i -= 1
+
+
 @numba.njit(void(float32[:, ::1], int64, int64, int64, float32[:, ::1], boolean[:, ::1]), cache=True)
 def _abs_topk_some_rows(rows, first, end, n_keep, out, keep):
     """Do `abs_topk_rows` for the rows from `first` to `end`."""
-    magnitudes, guess = np.empty(rows.shape[1], dtype=np.int32), np.zeros(1)
+    magnitudes, guess, unmarked = np.empty(rows.shape[1], np.int32), np.zeros(1), np.empty(0, np.bool_)
     for r in range(first, end):
-        threshold = row_threshold(rows[r], n_keep, magnitudes, guess)
-        if keep.size > 0:
-            n_extra = _write_and_mark(magnitudes, threshold, rows[r], out[r], keep[r]) - n_keep
-        else:
-            n_extra = _write(magnitudes, threshold, rows[r], out[r]) - n_keep
-        i = rows.shape[1] - 1
-        while n_extra > 0:  # ties at the threshold: the last ones go
-            if magnitudes[i] == threshold:
-                out[r, i] = np.float32(0)
-                if keep.size > 0:
-                    keep[r, i] = False
-                n_extra -= 1
-            i -= 1
+        abs_topk_row(rows[r], n_keep, out[r], keep[r] if keep.size > 0 else unmarked, magnitudes, guess)
 
 
 @numba.njit(void(float32[:, ::1], int64, float32[:, ::1], boolean[:, ::1]), cache=True)

@@ -27,12 +27,12 @@ _ROUND = np.float32(3 << 22)
 """Added to a number below 2^22, it leaves no room for a fraction: the sum's last bits are the rounded number."""
 
 
-def _tile_product(adds: bool) -> Any:
+def _tile_product(adds: bool, n_row: int = N_ROW) -> Any:
     """Make the function that fills a tile with a product, or adds the product to it."""
 
     @intrinsic
     def product(_context, out, out_at, out_step, a, a_at, a_row, a_step, b, b_at, b_step, n):
-        """out[r, :] = Σ a[r, t] · b[t, :] over t < n, for the rows r < N_ROW of a tile of LANES columns.
+        """out[r, :] = Σ a[r, t] · b[t, :] over t < n, for the rows r < n_row of a tile of LANES columns.
 
         Each of the three is a flat float32 array with the place of its first entry. Rows of `out` and `b` are `…_step`
         apart; in `a` those of r are `a_row` and those of t `a_step` apart.
@@ -46,7 +46,7 @@ def _tile_product(adds: bool) -> Any:
             def place(array, kind, at):
                 return builder.gep(_start_of(context, builder, kind, array), [at])
 
-            rows = [ir.Constant(ir.IntType(64), r) for r in range(N_ROW)]
+            rows = [ir.Constant(ir.IntType(64), r) for r in range(n_row)]
             into, factor, row = (
                 place(out, types_of[0], out_at),
                 place(a, types_of[3], a_at),
@@ -79,7 +79,7 @@ def _everywhere(builder: Any, entry: Any) -> Any:
     return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-set_tile, add_tile = _tile_product(adds=False), _tile_product(adds=True)
+set_tile, add_tile, set_row = _tile_product(adds=False), _tile_product(adds=True), _tile_product(adds=False, n_row=1)
 
 
 N_TOGETHER = 64

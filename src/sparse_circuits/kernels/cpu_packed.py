@@ -12,9 +12,6 @@ from sparse_circuits.kernels.packed import PackedWeight
 _N_FEW = 16
 """So many vectors or fewer go through a packed weight one after the other."""
 
-_N_A_LINE = 4
-"""So few nonzeros a row and column, and many vectors do too: laying 64 side by side would cost more than it saves."""
-
 
 def can_pack(weight: Tensor) -> bool:
     """Say whether packed weights can be made of this tensor, or used with it."""
@@ -60,6 +57,15 @@ def transposed(weight: PackedWeight) -> PackedWeight:
     return turned
 
 
+def packed_rows(weight: PackedWeight, chosen: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch source"]:
+    """Return some rows of a packed weight, with their zeros; see `reference.packed_rows`."""
+    flat = chosen.to(torch.int64).flatten().contiguous()
+    out = torch.zeros(len(flat), weight.shape[1])
+    if not _compiled().unpack_rows(*weight.arrays, flat.numpy(), out.numpy()):
+        raise IndexError(f"rows from {int(flat.min())} to {int(flat.max())} of a weight that has {weight.shape[0]}")
+    return out.view(*chosen.shape, weight.shape[1])
+
+
 def packed_linear(
     x: Float[Tensor, "*batch source"],
     weight: PackedWeight,
@@ -95,9 +101,11 @@ def _map(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, turns: bool = 
     out = torch.empty(len(rows), weight.shape[0])
     start = torch.zeros(weight.shape[0]) if bias is None else bias.detach().contiguous()
     arguments = (rows.numpy(), *weight.arrays, start.numpy(), out.numpy())
-    is_few = len(rows) <= _N_FEW or len(weight.values) <= _N_A_LINE * sum(weight.shape)
-    if turns and is_few and weight.turned is not None:
-        _compiled().packed_linear_columns(rows.numpy(), *weight.turned.arrays, start.numpy(), out.numpy())
+    if turns and len(rows) <= _N_FEW and (turned := weight.turned) is not None:
+        values, lines, offsets = turned.arrays
+        _compiled().packed_linear_columns(
+            rows.numpy(), values, lines, turned.lines, offsets, start.numpy(), out.numpy()
+        )
     elif len(rows) <= _N_FEW:
         _compiled().packed_linear_few(*arguments)
     else:

@@ -31,6 +31,11 @@ class PackedWeight:
         return self.values.numpy(), self.columns.numpy(), self.offsets.numpy()
 
     @functools.cached_property
+    def lines(self) -> Any:
+        """The row of each nonzero as a NumPy array, int32; on the CPU."""
+        return self.indices().to(torch.int32).numpy()
+
+    @functools.cached_property
     def turned(self) -> "PackedWeight | None":
         """The matrix (source, target), to be read column by column; None if a value is not finite.
 
@@ -48,17 +53,6 @@ class PackedWeight:
         weight = self.values.new_zeros(self.shape)
         weight[self.indices(), self.columns.long()] = self.values
         return weight
-
-    def rows(self, chosen: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch source"]:
-        """Return some rows, with their zeros."""
-        flat = chosen.flatten()
-        start, count = self.offsets[flat], self.offsets.diff()[flat]
-        target = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), count)
-        first = torch.repeat_interleave(start - count.cumsum(0) + count, count)
-        place = first + torch.arange(len(target), device=flat.device)
-        found = self.values.new_zeros(len(flat), self.shape[1])
-        found[target, self.columns[place].long()] = self.values[place]
-        return found.view(*chosen.shape, self.shape[1])
 
     def to(self, device: torch.device | str) -> "PackedWeight":
         """Return the same on another device."""

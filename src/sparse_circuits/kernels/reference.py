@@ -174,6 +174,28 @@ def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0
     weight[is_free] = torch.where(top_k_mask(free, n_keep - int(protected.sum())), free, 0.0)
 
 
+def packed_rows(weight: PackedWeight, chosen: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch source"]:
+    """Return some rows of a packed weight, with their zeros.
+
+    Args:
+        weight: The weight.
+        chosen: Rows, each in [0, target).
+
+    Raises:
+        IndexError: There is no such row.
+    """
+    flat = chosen.flatten()
+    if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < weight.shape[0]:
+        raise IndexError(f"rows from {int(flat.min())} to {int(flat.max())} of a weight that has {weight.shape[0]}")
+    start, count = weight.offsets[flat], weight.offsets.diff()[flat]
+    target = torch.repeat_interleave(torch.arange(len(flat), device=flat.device), count)
+    first = torch.repeat_interleave(start - count.cumsum(0) + count, count)
+    place = first + torch.arange(len(target), device=flat.device)
+    found = weight.values.new_zeros(len(flat), weight.shape[1])
+    found[target, weight.columns[place].long()] = weight.values[place]
+    return found.view(*chosen.shape, weight.shape[1])
+
+
 def packed_linear(
     x: Float[Tensor, "*batch source"],
     weight: PackedWeight,

@@ -46,9 +46,8 @@ class Decoder:
         self._compiled: Any = loops("_decoding_numba")
         config, blocks = model.config, cast("list[Block]", model.blocks)
         self.n_pos, self.room = cache[0].n_pos, self._compiled.whole_tiles(cache[0].n_pos + n_more)
-        keys, values = torch.stack([layer.keys_and_values() for layer in cache]).unbind(
-            1
-        )  # (layer, batch, pos, d_attn)
+        held = torch.stack([layer.keys_and_values() for layer in cache])  # (layer, 2, batch, pos, d_attn)
+        keys, values = held.unbind(1)
         self.keys = keys.new_zeros(*keys.shape[:2], config.d_attn, self.room)
         self.keys[..., : self.n_pos] = keys.transpose(-1, -2)
         width = self._compiled.whole_tiles(config.d_head)
@@ -75,8 +74,8 @@ class Decoder:
         """Run all sublayers for the next position, and keep its keys and values."""
         out, n_thread = x.detach()[:, 0].clone(memory_format=torch.contiguous_format), torch.get_num_threads()
         cache = (self.keys.view(-1).numpy(), self.values.view(-1).numpy(), self.room)
-        position = self.positions[self.n_pos].numpy()
-        arguments = (self.n_pos, *self._before, *cache, *self._norms, position, *self._after)
+        reads = (*self._norms, self.positions[self.n_pos].numpy())
+        arguments = (self.n_pos, *self._before, cache, reads, *self._after)
         self._compiled.set_threads(n_thread)
         self._compiled.run_position(out.numpy(), *arguments, n_thread)
         self.n_pos += 1
@@ -105,4 +104,4 @@ def _joined(model: "Transformer") -> tuple[Any, ...]:
             np.zeros(weight.shape[1], np.float32) if bias is None else bias.detach().numpy()
         )
         start += len(weight.values)
-    return values, rows, columns, *(tuple(np.stack(of) for of in by_kind.values()) for by_kind in (offsets, biases))
+    return (values, rows, columns), *(tuple(np.stack(of) for of in by_kind.values()) for by_kind in (offsets, biases))

@@ -143,55 +143,38 @@ def _attend_in_parts(qkv, keys, keys_at, values, values_at, room, pos, sink, out
 
 @numba.njit(
     void(
-        *(_BY_LAYER, int64, int64[::1], types.UniTuple(boolean, 3), float64[:, :, ::1], _VECTOR, _VECTOR, int64),
-        *(_OF_READS, _OF_READS, _OF_READS, _BY_LAYER, _VECTOR, int32[::1], int32[::1]),
-        *(types.UniTuple(int64[:, ::1], 4), types.UniTuple(_BY_LAYER, 4), int64),
+        *(_BY_LAYER, int64, int64[::1], types.UniTuple(boolean, 3), float64[:, :, ::1]),
+        *(types.Tuple((_VECTOR, _VECTOR, int64)), types.UniTuple(_OF_READS, 3), _BY_LAYER),
+        *(
+            types.Tuple((_VECTOR, int32[::1], int32[::1])),
+            types.UniTuple(int64[:, ::1], 4),
+            types.UniTuple(_BY_LAYER, 4),
+        ),
+        int64,
     ),
     cache=True,
 )
-def run_position(
-    stream,
-    pos,
-    n_keep,
-    switches,
-    guesses,
-    past_keys,
-    past_values,
-    room,
-    gains,
-    shifts,
-    positions,
-    sinks,
-    values,
-    rows,
-    columns,
-    offsets,
-    biases,
-    n_thread,
-):
+def run_position(stream, pos, n_keep, switches, guesses, cache, reads, sinks, nonzeros, offsets, biases, n_thread):
     """Run all sublayers for the position that comes after `pos` others; the stream is changed in place.
 
     Args:
         stream: (batch, d_model).
         pos: Positions in the cache, below its room; one more afterwards.
         n_keep: What AbsTopK keeps at attn.act_in, q, k, v, resid_delta, resid_mid, mlp.act_in, post_act, resid_delta,
-            resid_out, 10 numbers; the width where it keeps all.
+            resid_out, 10 numbers; the width or more where it keeps all.
         switches: Norms centre; neurons are GELU's and not ReLU's; the stream is rectified.
         guesses: Where AbsTopK starts its search, (layer, 10, 1); kept up to date.
-        past_keys: (layer, batch, channel, room), flat; zero from `pos` on.
-        past_values: (layer, batch, head, room, width of a head in whole tiles), flat.
-        room: Positions that these have room for, in whole tiles.
-        gains: Of the norms, (layer, 2, d_model): attention's read, the MLP's.
-        shifts: What these norms add, likewise.
-        positions: Normalised vector of this position, (layer, 2, d_position), which may be none wide.
+        cache: Keys (layer, batch, channel, room), zero from `pos` on; values (layer, batch, head, room, width of a head
+            in whole tiles), both flat; the room, in whole tiles.
+        reads: Gains of the norms and what they add, each (layer, 2, d_model), attention's first, then the MLP's; the
+            normalised vector of this position (layer, 2, d_position), which may be none wide.
         sinks: (layer, head); minus infinity is none.
-        values: Nonzeros of all maps, column after column.
-        rows: Their rows.
-        columns: Their columns.
+        nonzeros: Of all maps, column after column; their rows; their columns.
         offsets: Where each column starts, (layer, source + 1), of qkv, out, fc_in, fc_out.
         biases: Theirs, (layer, target).
         n_thread: Threads for attention over many positions, as many as `set_threads` has set.
     """
+    (past_keys, past_values, room), (gains, shifts, positions), (values, rows, columns) = cache, reads, nonzeros
     n_layer, n_head, n_batch, d_model = *sinks.shape, *stream.shape
     centres, is_gelu, rectifies = switches
     d_read, d_attn, d_mlp = d_model + positions.shape[2], biases[0].shape[1] // 3, biases[2].shape[1]

@@ -23,7 +23,7 @@ from sparse_circuits.faithfulness.controls import circuit_or_reason
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import deciding_pairs, example_pair, prune
-from sparse_circuits.refinement import loss_at_sizes
+from sparse_circuits.refinement import N_RANKING_PAIR, loss_at_sizes
 from sparse_circuits.runlog import say
 from sparse_circuits.scoring import accuracy, all_logit_differences, task_loss
 from sparse_circuits.tables import aligned
@@ -213,12 +213,13 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     circuit.log_test_reading(folder, "survey")
     nothing = torch.zeros(1, circuit.n_node_total, dtype=torch.bool)
     evaluator = Evaluator(model=model, pairs=select, values=circuit.values, may_shift=not task.answers_vary)
-    quarter = evaluator.on(torch.arange(0, len(select), 4))
+    # The pairs that the sizes of learned masks were tried on.
+    tried = dataclasses.replace(evaluator, pairs=deciding_pairs(task)).on_part(N_RANKING_PAIR)
     part = task.split("fit").take(torch.arange(min(N_ATTRIBUTION_PAIR, len(task.split("fit")))))
     curves = {
         "learned": circuit.removed[0]["scan"]["sizes"],
-        "gradient": loss_at_sizes(quarter, gradient_ranking(model, part, circuit.values)),
-        "integrated_gradients": loss_at_sizes(quarter, integrated_ranking(model, part, circuit.values)),
+        "gradient": loss_at_sizes(tried, gradient_ranking(model, part, circuit.values)),
+        "integrated_gradients": loss_at_sizes(tried, integrated_ranking(model, part, circuit.values)),
     }
     by_level = {level: test.at_level(level) for level in sorted(set(test.levels))}
     embedding = circuit.n_embedding_edge()

@@ -41,7 +41,7 @@ class TextPair:
     """In the task's own order: side 0's answer is the same kind for every pair."""
 
     template: str
-    """Name of what it was made from; intervals are bootstrapped over these."""
+    """Name of what it was made from; intervals leave out one of these at a time."""
 
     level: Level
     """Whether model or pruner saw the template."""

@@ -59,4 +59,4 @@ DEMO_PRESETS = {
         n_set=20,
     ),
 }
-"""Demos to start from: `small` takes some twelve minutes, `tiny` two to five."""
+"""Demos to start from: `small` takes twelve to twenty minutes, `tiny` two to five."""

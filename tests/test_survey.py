@@ -53,6 +53,17 @@ def test_a_second_call_keeps_the_circuits_that_are_there_solved_or_not(surveyed,
     assert again["tasks"]["single_double_quote"]["seconds"] is None
 
 
+def test_all_rankings_are_measured_on_the_same_pairs_so_all_nodes_together_have_one_loss(surveyed, monkeypatch):
+    model, out, config, names, _ = surveyed
+    measured, loss_at_sizes = [], survey.loss_at_sizes
+    monkeypatch.setattr(survey, "loss_at_sizes", lambda *given: measured.append(loss_at_sizes(*given)) or measured[-1])
+    row = sc.prune_all(model, out, config, names=names[:1])["tasks"][names[0]]
+    assert len(measured) == 2, "gradient, integrated gradients"
+    for curve in measured:
+        last = (curve[-1]["n_node"], curve[-1]["loss"])
+        assert last == pytest.approx(tuple(row["curve"][-1]), rel=1e-4)
+
+
 def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_reaches_the_target(
     tmp_path, untrained_run, monkeypatch
 ):

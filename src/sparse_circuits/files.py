@@ -55,7 +55,8 @@ def read_json(path: Path, *, expect: str | None = None, version: int = 1) -> dic
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FormatError(f"{path}: no such file") from None
+        told = "" if expect is None else f", so {path.parent} holds no {expect}, or one that is not finished"
+        raise FormatError(f"{path}: no such file{told}") from None
     except OSError as error:
         raise FormatError(f"{path}: can't be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -1,6 +1,7 @@
 """The commands of bridges: one thing each, and every bad input is one clear line."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -9,8 +10,9 @@ from test_cli import command  # noqa: F401
 
 from sparse_circuits.ablation import run_of
 from sparse_circuits.bridges.maps import Bridge
-from sparse_circuits.bridges.paths import held_out, measure, transition
+from sparse_circuits.bridges.paths import _some_windows, held_out, measure, transition
 from sparse_circuits.circuit import Circuit
+from sparse_circuits.configs import TrainConfig
 from sparse_circuits.examples import example
 from sparse_circuits.loading import load
 from sparse_circuits.nodes import NodeSpace
@@ -89,8 +91,25 @@ def test_hybrids_prints_every_transition_beside_its_anchors(command, quick, runs
     assert anchors[str(runs / "sparse")]["kl"] == pytest.approx(anchors["sparse model alone"]["kl"], rel=1e-5)
     assert "untrained" in out
     assert "bigram table" in out
+    for path in found["random_paths_untrained"]:
+        changes = sum(a != b for a, b in itertools.pairwise(path["path"]))
+        assert changes >= 2, "single transitions are trained, and stand in a table of their own"
     assert "<svg" in (tmp_path / "h/hybrids.svg").read_text()
     assert all(len(p["path"]) == 4 for p in found["random_paths_untrained"])
+
+
+def test_held_out_text_keeps_its_shares_where_a_source_is_short():
+    class Text:
+        def windows(self, source, split, *, context, n_token):
+            n_there = {"short": 9, "long": 1000}[source]
+            return torch.full((min(n_there, n_token // context), context), len(source))
+
+    config = TrainConfig(n_token=10_000, shares={"short": 0.6, "long": 0.4}, context=8)
+    windows = held_out(Text(), config, n_token=8 * 100, n_ctx=64)  # pyright: ignore
+    assert windows[:, 0].tolist() == [5] * 9 + [4] * 6
+    some = _some_windows(windows, 8 * 5)
+    assert some[:, 0].tolist() == [5, 5, 5, 4, 4]
+    assert len(_some_windows(windows, 10_000)) == 15
 
 
 def test_steer_writes_a_table_a_picture_and_a_file(command, quick, tmp_path):  # noqa: F811
@@ -155,6 +174,10 @@ def test_transfer_carries_a_circuit_of_this_sparse_model_alone(command, quick, r
     assert "n_set is 0, expected 1 or more" in str(code)
     code, out, _ = command("transfer", quick, tmp_path / "c", "--n-pair", 8, "--n-set", 2)
     assert code == 0, code
+    circuit.task |= {"hash": "0" * 64}
+    circuit.save(tmp_path / "other")
+    code, _, _ = command("transfer", quick, tmp_path / "other")
+    assert "the circuit was cut for with_as with other prompts (000000000000)" in str(code)
     assert [r["what"] for r in Circuit.load(tmp_path / "c", model).test_readings] == ["transfer"]
     rows = json.loads((tmp_path / "c/transfer.json").read_text())["rows"]
     assert [(row["location"], row["n_node"]) for row in rows] == [("0.attn.act_in", 1), ("0.mlp.act_in", 1)]

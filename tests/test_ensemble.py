@@ -1,5 +1,6 @@
 """Circuits of several seeds: what they share, and what is left of the behaviour with only that."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from hand_built import NODES, hand_built_model, hand_built_task
 
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.ensemble import jaccard, prune_seeds, table
+from sparse_circuits.errors import ConfigError
 
 
 def test_seeds_that_find_the_one_circuit_agree_wholly_and_go_on_where_they_stopped(tmp_path):
@@ -24,6 +26,9 @@ def test_seeds_that_find_the_one_circuit_agree_wholly_and_go_on_where_they_stopp
     assert prune_seeds(model, task, tmp_path, config, n_seed=3) == found
     assert (tmp_path / "seed-1/masks.safetensors").stat().st_mtime_ns == before
     assert "Jaccard of two circuits: mean 1.00, least 1.00" in table(found)
+    assert found["seeds"] == [0, 1, 2]
+    with pytest.raises(ConfigError, match=r"seed-0 was cut out with other settings \(target_loss 0.1\)"):
+        prune_seeds(model, task, tmp_path, dataclasses.replace(config, target_loss=0.2), n_seed=3)
 
 
 def test_jaccard_is_shared_over_all():

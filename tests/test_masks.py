@@ -143,6 +143,14 @@ def test_runs_with_different_numbers_of_steps_are_refused():
         learn_masks(hand_built_model(), [_run(task), _run(task, n_step=2)])
 
 
+def test_runs_that_can_take_different_numbers_of_pairs_a_step_are_refused():
+    run = _run(hand_built_task())
+    fewer = dataclasses.replace(run, fit=run.fit.take(torch.arange(run.config.n_pair - 1)))
+    n_pair = run.config.n_pair
+    with pytest.raises(ConfigError, match=f"as many pairs a step, found {n_pair - 1} and {n_pair}"):
+        learn_masks(hand_built_model(), [run, fewer])
+
+
 def test_masks_are_learned_again_for_a_lower_loss_only_where_the_target_decides_the_price(monkeypatch):
     asked = []
     learn = Pruning.learn

@@ -65,9 +65,13 @@ def test_the_first_width_has_as_many_weights_as_there_are_nonzeros():
 
 
 def test_circuits_are_compared_on_the_tasks_that_all_three_solve():
-    sparse = {"tasks": {"a": {"n_node": 10}, "b": {"n_node": 5}}, "skipped": {}}
-    small = {"tasks": {"a": {"n_node": 100}}, "skipped": {"b": "why"}}
-    large = {"tasks": {"a": {"n_node": 400}, "b": {"n_node": 7}}, "skipped": {}}
+    def row(n_node, *, is_bigram_solvable=False):
+        return {"n_node": n_node, "is_bigram_solvable": is_bigram_solvable}
+
+    easy = {"c": row(1, is_bigram_solvable=True)}  # in no mean
+    sparse = {"tasks": {"a": row(10), "b": row(5), **easy}, "skipped": {}}
+    small = {"tasks": {"a": row(100), **easy}, "skipped": {"b": "why"}}
+    large = {"tasks": {"a": row(400), "b": row(7), **easy}, "skipped": {}}
     found = compare_circuits([sparse, small, large], 0.5)
     assert found["tasks"]["a"] == {
         "sparse": 10,
@@ -75,6 +79,7 @@ def test_circuits_are_compared_on_the_tasks_that_all_three_solve():
         "dense_two": [100, 400],
         "ratio": pytest.approx(20),
     }
+    assert found["tasks"]["c"]["ratio"] == 1
     assert found["geometric_mean"] == pytest.approx(20)
     assert found["left_out"] == ["b"]
 
@@ -103,6 +108,8 @@ def test_a_match_is_trained_told_and_gone_on_with(tmp_path, quick_run, idioms_co
     assert json.loads((tmp_path / "match/match.json").read_text()) == found
     assert "dense of equal loss" in table(found)
     assert sc.match(tmp_path / "run", tmp_path / "match", config) == found
+    with pytest.raises(ConfigError, match=r"dense-8 was trained with other settings"):
+        sc.match(tmp_path / "run", tmp_path / "match", dataclasses.replace(config, lr=0.02))
 
 
 def test_the_circuits_of_all_three_models_are_compared_and_drawn(tmp_path, untrained_run, monkeypatch):

@@ -46,6 +46,28 @@ def test_no_limit_on_auroc_is_set_where_the_last_token_alone_tells_the_answer():
     assert Pruning(model, hand_built_task(), QUICK).max_auroc == QUICK.max_auroc
 
 
+def test_needed_nodes_and_runs_that_failed_do_not_make_a_good_mask_look_failed():
+    model, task = hand_built_model(), hand_built_task()
+    space = NodeSpace.of(model.config)
+    marked = space.marked(NODES)
+    good = torch.where(marked, 1.0, -1 - torch.arange(space.n_node) / space.n_node)
+    record = {"step": 0, "loss": 0.1, "n_node": len(NODES), "price": 0.0, "scale": 1.0}
+    pruning = Pruning(model, task, QUICK)
+    pruning.needed = torch.arange(space.n_node) >= space.n_node - 5 * FAR * len(NODES)
+    keep, _, _ = pruning.choose_size(LearnedMasks(tau=good[None], history=[[record]]), takes_far=False)
+    assert torch.equal(keep, marked | pruning.needed)
+    # One that lost its nodes and needs far more than it learned, beside a good one that is larger than that.
+    failed = torch.where(marked, -1 - 25 / space.n_node, good)
+    failed[0] = 0.5
+    large = torch.where(torch.arange(space.n_node) < 40, 0.1, good).masked_fill(marked, 0.05)
+    both = LearnedMasks(tau=torch.stack((failed, large)), history=[[record], [record]])
+    pruning = Pruning(model, task, QUICK)
+    _, scanned, _ = pruning.choose_size(both)
+    assert (scanned["scan"]["run"], scanned["scan"]["size"] > 25) == (1, True)
+    _, scanned, _ = pruning.choose_size(LearnedMasks(tau=failed[None], history=[[record]]))
+    assert FAR < scanned["scan"]["size"] < 40
+
+
 def test_masks_are_learned_again_where_only_a_size_far_above_the_learned_one_passes(monkeypatch):
     model, task = hand_built_model(), hand_built_task()
     space = NodeSpace.of(model.config)

@@ -33,6 +33,19 @@ def test_a_search_finds_the_known_circuit_and_goes_on_where_it_stopped(tmp_path)
     assert 0.002 <= circuit.settings["lr"] <= 0.05
 
 
+def test_a_search_interrupted_while_a_trial_is_told_keeps_its_mask(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, 1)
+    assert (tmp_path / "best.safetensors").exists()
+
+
 def test_a_broken_journal_is_kept_aside_and_begun_anew(tmp_path):
     (tmp_path / "journal.log").write_text("not a journal\n")
     told = io.StringIO()

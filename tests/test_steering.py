@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from sparse_circuits.bridges.directions import (
     read_locations,
     read_node,
 )
+from sparse_circuits.bridges.drawing import draw_steering
 from sparse_circuits.bridges.effects import EditedReads
 from sparse_circuits.bridges.interchange import encoded_change, projection_change
 from sparse_circuits.bridges.maps import Bridge
@@ -269,6 +271,24 @@ def test_what_is_written_is_what_is_returned_and_drawn(experiment):
     assert shown.split()[2] == f"{row['p_other'][2]['value']:.3f}"  # at strength 1, whatever comes after it
     for part in ("sign flipped", "null band of 128 rows", "interchange between prompts of", "KL on neutral text"):
         assert part in text
+
+
+def test_probabilities_have_intervals_from_0_to_1(experiment):
+    found, _ = experiment
+    measured = [e for row in found["rows"] for e in (*row["p_other"], *row["p_own"], *row["follows"])]
+    for one in [*measured, *found["mechanism"]["interchange"]]:
+        assert 0 <= one["low"] <= one["value"] <= one["high"] <= 1
+
+
+def test_pairs_of_one_template_give_no_interval_and_are_told_and_drawn(experiment):
+    found = json.loads(json.dumps(experiment[0]))
+    for row in found["rows"]:
+        for one in (*row["p_other"], *row["p_own"], *row["follows"]):
+            one |= {"low": None, "high": None, "n_template": 1}
+    for row in found["mechanism"]["interchange"]:
+        row |= {"low": None, "high": None, "n_template": 1}
+    assert "(no interval: 1 template)" in steering.table(found)
+    ET.fromstring(draw_steering(found))
 
 
 def test_a_node_that_is_not_at_a_read_location_is_answered_with_the_nearest():

@@ -51,6 +51,25 @@ def test_a_second_call_keeps_the_circuits_that_are_there_solved_or_not(surveyed,
     )
     assert summary["tasks"]["single_double_quote"]["seconds"] > 0
     assert again["tasks"]["single_double_quote"]["seconds"] is None
+    assert again["tasks"]["single_double_quote"]["other_settings"] == {}
+    marked = sc.prune_all(model, out, dataclasses.replace(config, target_loss=0.35), names=names[:1])
+    assert marked["tasks"]["single_double_quote"]["other_settings"] == {"target_loss": 0.3}
+    assert "single_double_quote was there already, cut out with other settings: target_loss 0.3" in table(marked)
+    sc.prune_all(model, out, config, names=names)
+
+
+def test_what_a_bigram_table_solves_and_what_is_a_control_is_in_no_mean(surveyed):
+    *_, summary = surveyed
+    (row,) = summary["tasks"].values()
+    rankings = {"learned": 10, "gradient": 40, "integrated_gradients": 30}
+    real = row | {"size_by_ranking": rankings}
+    others = {
+        "easy": real | {"is_bigram_solvable": True, "size_by_ranking": dict.fromkeys(rankings, 1)},
+        "control": real | {"is_control": True, "size_by_ranking": dict.fromkeys(rankings, 1)},
+    }
+    told = table({**summary, "tasks": {"real": real, **others}})
+    assert "nodes ranked by gradient: 4.0 times as many" in told
+    assert "nodes ranked by integrated gradients: 3.0 times as many" in told
 
 
 def test_all_rankings_are_measured_on_the_same_pairs_so_all_nodes_together_have_one_loss(surveyed, monkeypatch):

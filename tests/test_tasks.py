@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sparse_circuits as sc
 from sparse_circuits.configs import CorpusConfig
@@ -17,7 +19,7 @@ from sparse_circuits.corpus.shards import build
 from sparse_circuits.errors import TaskError
 from sparse_circuits.tasks import BEHAVIOURS, sampling, task
 from sparse_circuits.tasks.contexts import UNSEEN
-from sparse_circuits.tasks.pairs import Form, PairFilter, Pairs, Side, Task, TextPair, collect
+from sparse_circuits.tasks.pairs import Form, Level, PairFilter, Pairs, Side, Task, TextPair, collect
 from sparse_circuits.tasks.sampling import SplitSizes
 from sparse_circuits.tokenizer import Tokenizer
 
@@ -298,6 +300,32 @@ def test_pairs_that_are_taken_are_trimmed_and_keep_what_belongs_to_them() -> Non
     assert taken.answers.tolist() == [[5, 105], [3, 103]]
     assert taken.templates == ("t5", "t3")
     assert len(made_pairs([3]).take(torch.tensor([], dtype=torch.long))) == 0
+
+
+@given(
+    kinds=st.lists(st.tuples(st.sampled_from(["i", "ii"]), st.sampled_from("abcd")), min_size=1, max_size=60),
+    n_pair=st.integers(1, 80),
+)
+def test_a_part_stands_for_the_whole_each_level_by_its_share_and_in_it_all_templates_alike(
+    kinds: list[tuple[Level, str]], n_pair: int
+) -> None:
+    n = len(kinds)
+    pairs = dataclasses.replace(
+        made_pairs(list(range(1, n + 1))),
+        levels=tuple(level for level, _ in kinds),
+        templates=tuple(f"{level} {name}" for level, name in kinds),
+    )
+    places = pairs.spread(n_pair).tolist()
+    assert len(set(places)) == len(places) == min(n, n_pair)
+    taken = Counter(pairs.templates[i] for i in places)
+    for level in ("i", "ii"):
+        have = Counter(name for name in pairs.templates if name.split()[0] == level)
+        share = len(places) * have.total() / n
+        assert abs(sum(taken[name] for name in have) - share) <= 1
+        most = max((taken[name] for name in have), default=0)
+        assert all(taken[name] >= min(have[name], most - 1) for name in have)
+    part = pairs.part(n_pair)
+    assert part.length.tolist() == sorted(i + 1 for i in places), "in their own order"
 
 
 def test_pairs_are_joined_in_order_and_parted_by_level() -> None:

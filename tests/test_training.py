@@ -352,6 +352,8 @@ def test_corpus_means_are_the_mean_of_what_is_recorded_and_are_kept(whole_run):
     expected = space.join({name: seen[name].double().mean((0, 1)).float() for name in space.widths})
     torch.testing.assert_close(mean, expected)
     assert torch.equal(stored_means(model, whole_run), mean)
+    assert torch.equal(stored_means(model, whole_run, n_token=512), mean)
+    assert stored_means(model, whole_run, n_token=513) is None, "over too few tokens"
     model.blocks[0].mlp.fc_in.weight.data[0, 0] += 1
     assert stored_means(model, whole_run) is None
 

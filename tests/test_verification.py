@@ -59,6 +59,21 @@ def test_verification_writes_a_report_and_notes_that_test_was_read(tmp_path):
     assert json.loads((tmp_path / "circuit.json").read_text())["test_readings"][0]["what"] == "verify"
 
 
+def test_noting_that_test_was_read_changes_nothing_else_in_the_file(tmp_path):
+    model, task = hand_built_model(), hand_built_task()
+    hand_built_circuit(model, task, NODES).save(tmp_path)
+    path = tmp_path / "circuit.json"
+    before = json.loads(path.read_text()) | {"a field of a later version": [1]}
+    before["model"]["path"] = "../model"
+    path.write_text(json.dumps(before))
+    circuit = Circuit.load(tmp_path, model)
+    circuit.keep[:] = True
+    circuit.log_test_reading(tmp_path, "verify")
+    after = json.loads(path.read_text())
+    assert [reading["what"] for reading in after.pop("test_readings")] == ["verify"]
+    assert after == {name: value for name, value in before.items() if name != "test_readings"}
+
+
 def test_another_tasks_prompts_are_refused():
     with pytest.raises(TaskError, match="with other prompts"):
         verify(hand_built_circuit(hand_built_model(), hand_built_task(), NODES), hand_built_task(n_pair=30))
@@ -94,6 +109,19 @@ def test_the_worst_random_set_is_the_worst_on_the_larger_number_of_pairs(monkeyp
     monkeypatch.setattr(necessity, "N_AGAIN", 6)
     found = necessity.random_sets(circuit, pairs, select=select, may_shift=True, n_set=6)
     assert found.loss_worst == pytest.approx(max(losses), abs=1e-5)
+
+
+def test_the_model_beside_random_sets_is_refitted_as_they_are():
+    model, task = hand_built_model(), hand_built_task()
+    circuit = hand_built_circuit(model, task, NODES)
+    with torch.no_grad():  # right, but far from sure
+        model.unembedding.weight *= 0.01
+    found = necessity.random_sets(circuit, task.split("test"), select=task.split("select"), may_shift=True, n_set=3)
+    whole = Circuit.of_nodes(model, torch.ones_like(circuit.keep), values=circuit.values, task={}, settings={})
+    on_select, on_test = (whole.logit_difference(task.split(name), calibrated=False) for name in ("select", "test"))
+    refitted = float(task_loss(fit_calibration(on_select, may_shift=True)(on_test)))
+    assert found.model_loss == pytest.approx(refitted, rel=1e-5)
+    assert refitted < 0.9 * float(task_loss(on_test))
 
 
 def test_matched_sets_lie_outside_with_as_many_nodes_at_each_location():

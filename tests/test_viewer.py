@@ -24,7 +24,7 @@ from sparse_circuits.viewer.graph import channel_tokens, embedding_edges, scores
 from sparse_circuits.viewer.notes import NotesChangedError, read_notes, revision, save_notes
 from sparse_circuits.viewer.packing import pack_numbers, pack_tokens
 from sparse_circuits.viewer.page import front_end, page
-from sparse_circuits.viewer.prompts import node_effects, show_pairs, spread_over_templates
+from sparse_circuits.viewer.prompts import node_effects, show_pairs
 from sparse_circuits.viewer.samples import AFTER, BEFORE, FRACTIONS, N_EXAMPLE, sample_nodes
 
 ASSETS = Path(__file__).parents[1] / "src/sparse_circuits/viewer/assets"
@@ -125,19 +125,12 @@ def test_a_nodes_effect_is_the_loss_without_it_less_the_loss_with_it(circuit):
         assert 0.4 < effect["value"] <= 0.6932
 
 
-def test_pairs_are_taken_from_every_template_before_a_second_of_any():
-    pairs = hand_built_task().split("select")
-    n_template = len(set(pairs.templates))
-    chosen = spread_over_templates(pairs, n_template)
-    assert len({pairs.templates[i] for i in chosen.tolist()}) == n_template
-
-
 def test_a_shown_pair_holds_what_the_nodes_do_in_the_model_and_in_the_circuit(circuit):
     task = hand_built_task()
     found = show_pairs(circuit, task, n_pair=2)
     pair = found["pairs"][0]
     split = task.split("select")
-    place = int(spread_over_templates(split, 2)[0])
+    place = int(split.spread(2)[0])
     length = int(split.length[place])
     assert pair["tokens"] == split.tokens[place, :, :length].tolist()
     for run in ("model", "circuit"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from sparse_circuits.checkpoint import load_arrays, model_hash, save_arrays
 from sparse_circuits.configs import TrainConfig
 from sparse_circuits.corpus.shards import Batches, Corpus
-from sparse_circuits.errors import ConfigError, FormatError
+from sparse_circuits.errors import ConfigError, CorpusError, FormatError
 from sparse_circuits.files import read_json
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
@@ -77,12 +77,12 @@ def corpus_means(
     return mean
 
 
-def stored_means(model: Transformer, folder: Path) -> Float[Tensor, " node"] | None:
-    """Return the means that lie in a run folder, if there are some of this very model."""
+def stored_means(model: Transformer, folder: Path, *, n_token: int = 0) -> Float[Tensor, " node"] | None:
+    """Return the means that lie in a run folder, if there are some of this very model over as many tokens or more."""
     hash_ = model_hash(model)
     for path in sorted((folder / "means").glob("*.safetensors")):
         header, arrays = load_arrays(path, FORMAT, VERSION)
-        if header["model_hash"] == hash_:
+        if header["model_hash"] == hash_ and header["n_token"] >= n_token:
             return torch.from_numpy(arrays["mean"].copy())
     return None
 
@@ -109,20 +109,28 @@ def ablation_values(
         n_token: Least tokens of the corpus to average over.
 
     Raises:
-        ConfigError: Means are asked for, and neither they nor the corpus can be found.
+        ConfigError: Means are asked for, and neither they, over as many tokens, nor the corpus can be found.
     """
     if how == "zero":
         return torch.zeros(NodeSpace.of(model.config).n_node)
     if how == "task_mean":
         return task_means(model, fit)
-    found = None if model.folder is None else stored_means(model, model.folder)
+    found = None if model.folder is None else stored_means(model, model.folder, n_token=n_token)
     if found is not None:
         return found
     if model.folder is None or not is_run(model.folder):
         raise ConfigError(
             "ablation mean needs the corpus, and this model comes from no run folder; take task_mean or zero"
         )
-    config, corpus = run_of(model.folder)
+    try:
+        config, corpus = run_of(model.folder)
+    except CorpusError as error:
+        if stored_means(model, model.folder) is None:
+            raise
+        raise ConfigError(
+            f"{model.folder}: the means there are over fewer than the {n_token:,} tokens asked for (n_mean_token), "
+            f"and the corpus for more is gone: {error}"
+        ) from None
     return corpus_means(model, corpus, config, n_token=n_token, cache=model.folder)
 
 

@@ -72,11 +72,10 @@ class Evaluator:
         return dataclasses.replace(self, pairs=self.pairs.take(chosen), wanted=wanted)
 
     def on_part(self, n_pair: int) -> "Evaluator":
-        """Return the same on some `n_pair` pairs, evenly spread; always the same object, for it remembers streams."""
-        step = max(1, len(self.pairs) // n_pair)
-        if step not in self._smaller:
-            self._smaller[step] = self.on(torch.arange(0, len(self.pairs), step))
-        return self._smaller[step]
+        """Return the same on `n_pair` pairs that stand for all; always the same object, for it remembers streams."""
+        if n_pair not in self._smaller:
+            self._smaller[n_pair] = self.on(self.pairs.spread(n_pair).sort().values)
+        return self._smaller[n_pair]
 
     @functools.cached_property
     def _smaller(self) -> dict[int, "Evaluator"]:

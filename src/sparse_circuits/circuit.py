@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparse_circuits.checkpoint import load_arrays, model_hash, pack, save_arrays, unpack
+from sparse_circuits.configs import PruneConfig
 from sparse_circuits.edges import edges_between, require_whole, source_values
 from sparse_circuits.errors import FormatError, WrongModelError
 from sparse_circuits.files import is_done, mark_done, read_json, refuse_finished, write_json, written_whole
@@ -198,9 +199,17 @@ class Circuit:
         mark_done(folder)
 
     def log_test_reading(self, folder: Path, what: str) -> None:
-        """Note in the artifact that its test split was looked at."""
-        self.test_readings.append({"what": what, "version": version("sparse-circuits")})
-        self._write_description(folder)
+        """Note in the artifact that its test split was looked at; nothing else in it changes."""
+        path = folder / "circuit.json"
+        described = _description(path)
+        described["test_readings"].append({"what": what, "version": version("sparse-circuits")})
+        write_json(path, described)
+        self.test_readings = described["test_readings"]
+
+    def other_settings(self, config: PruneConfig) -> dict[str, Any]:
+        """Return the settings that it was cut out with, where they differ from these."""
+        wanted = config.to_json()
+        return {name: value for name, value in self.settings.items() if name in wanted and wanted[name] != value}
 
     @classmethod
     def load(

@@ -1,5 +1,6 @@
 """One task pruned from several seeds: how much do its circuits agree? `sc.prune_seeds`."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any, TextIO
@@ -9,6 +10,7 @@ import torch
 from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
+from sparse_circuits.errors import ConfigError
 from sparse_circuits.faithfulness.selectivity import jaccard
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
@@ -33,6 +35,9 @@ def prune_seeds(
 
     Circuits that are there are kept, so an ensemble that was interrupted goes on.
 
+    Raises:
+        ConfigError: A circuit that is there was cut out with other settings.
+
     Returns:
         What `ensemble.json` holds: `n_node` and `n_edge` of each circuit, `jaccard` of every two (shared nodes over all
         nodes of both), and for each k `common`: how many nodes k or more circuits have, and the calibrated loss on
@@ -41,11 +46,16 @@ def prune_seeds(
     out, config = Path(out), config or PruneConfig()
     circuits = []
     # A pruning takes n_run seeds in a row.
-    for seed in range(config.seed, config.seed + n_seed * config.n_run, config.n_run):
+    seeds = list(range(config.seed, config.seed + n_seed * config.n_run, config.n_run))
+    for seed in seeds:
         folder = out / f"seed-{seed}"
         if not is_done(folder):
             prune(model, task, config, seed=seed, folder=folder, progress=progress)
-        circuits.append(Circuit.load(folder, model))
+        circuit = Circuit.load(folder, model)
+        if others := circuit.other_settings(dataclasses.replace(config, seed=seed)):
+            told = ", ".join(f"{name} {value}" for name, value in others.items())
+            raise ConfigError(f"{folder} was cut out with other settings ({told}); name another folder or remove it")
+        circuits.append(circuit)
     evaluator = Evaluator(
         model=model, pairs=task.split("select"), values=circuits[0].values, may_shift=not task.answers_vary
     )
@@ -56,6 +66,7 @@ def prune_seeds(
         "format": FORMAT,
         "version": VERSION,
         "task": task.name,
+        "seeds": seeds,
         "n_node": [circuit.n_node for circuit in circuits],
         "n_edge": [circuit.n_edge for circuit in circuits],
         "jaccard": [jaccard(one, other) for one, other in itertools.combinations(keep, 2)],
@@ -74,7 +85,9 @@ def prune_seeds(
 def table(found: dict[str, Any]) -> str:
     """Write an ensemble as a table."""
     rows = [["seed", "nodes", "edges"]]
-    rows += [[str(i), str(n), str(e)] for i, (n, e) in enumerate(zip(found["n_node"], found["n_edge"], strict=True))]
+    rows += [
+        [str(seed), str(n), str(e)] for seed, n, e in zip(found["seeds"], found["n_node"], found["n_edge"], strict=True)
+    ]
     lines = aligned(rows)
     if found["jaccard"]:
         mean = sum(found["jaccard"]) / len(found["jaccard"])

@@ -119,6 +119,11 @@ def _learn_together(
     n_step, n_pair = configs[0].n_step, configs[0].n_pair
     if any((config.n_step, config.n_pair) != (n_step, n_pair) for config in configs):
         raise ConfigError("runs that are learned together need the same n_step and n_pair")
+    if len(found := {min(n_pair, len(run.fit)) for run in runs}) > 1:
+        raise ConfigError(
+            f"runs that are learned together need as many pairs a step, found {' and '.join(map(str, sorted(found)))}: "
+            "the fit split of one has fewer; lower n_pair"
+        )
     generators = [torch.Generator().manual_seed(config.seed) for config in configs]
     masks = MaskParameters(space, configs, generators)
     batches = [_endless_batches(run.fit, n_pair, g) for run, g in zip(runs, generators, strict=True)]

@@ -52,7 +52,8 @@ def match(
 
     Raises:
         FormatError: `run` is no finished run.
-        ConfigError: No two dense models have the sparse one's loss between theirs.
+        ConfigError: No two dense models have the sparse one's loss between theirs, or one that is there was trained
+            with other settings.
 
     Source: the paper compares circuits at equal pretraining loss (section 3, Figure 2); how the models are found is
     ours.
@@ -64,10 +65,12 @@ def match(
     target = _described(run, sparse)
 
     def loss_of(width: int) -> float:
-        folder = out / f"dense-{width}"
+        folder, wanted = out / f"dense-{width}", dense_config(sparse, width, lr=config.lr)
         if not is_done(folder):
             say(progress, f"dense, d_model {width}")
-            train(dense_config(sparse, width, lr=config.lr), corpus=corpus, out=folder, progress=progress)
+            train(wanted, corpus=corpus, out=folder, progress=progress)
+        elif run_of(folder)[0] != wanted:
+            raise ConfigError(f"{folder} was trained with other settings, such as lr; name another folder or remove it")
         return _described(folder, sparse)["loss"]
 
     first = config.first_width or first_width(sparse, target["n_nonzero"])
@@ -185,19 +188,21 @@ def compare_circuits(surveys: Sequence[dict[str, Any]], weight: float) -> dict[s
 
     Returns:
         By task that all three solve the nodes in `sparse` and `dense` (interpolated) and their `ratio`, and
-        `geometric_mean` of the ratios; `left_out` names the other tasks.
+        `geometric_mean` of the ratios of those that aren't bigram-solvable; `left_out` names the other tasks.
     """
     rows = [survey["tasks"] for survey in surveys]
     shared = [name for name in rows[0] if all(name in row for row in rows)]
-    found = {}
+    found, counted = {}, []
     for name in shared:
         small, large = rows[1][name]["n_node"], rows[2][name]["n_node"]
         dense = between(small, large, weight)
         sparse = rows[0][name]["n_node"]
         found[name] = {"sparse": sparse, "dense": dense, "dense_two": [small, large], "ratio": dense / sparse}
+        if not any(row[name]["is_bigram_solvable"] for row in rows):
+            counted.append(dense / sparse)
     return {
         "tasks": found,
-        "geometric_mean": geometric_mean([row["ratio"] for row in found.values()]),
+        "geometric_mean": geometric_mean(counted),
         "left_out": sorted({name for s in surveys for name in [*s["tasks"], *s["skipped"]]} - set(shared)),
     }
 

@@ -202,10 +202,11 @@ class Pruning:
             goal = self.goal(max_auroc)
             found = [(run, *scan_sizes(goal, tau)) for run, tau in enumerate(learned.tau)]
             passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
+            near = [one for one in passed if one[0] <= FAR * int((learned.keep[one[1]] | self.needed).sum())]
+            if passed and not near and not takes_far:
+                break
             if passed:
-                size, run, keep, curve = min(passed, key=lambda one: one[:2])
-                if size > FAR * int(learned.keep[run].sum()) and not takes_far:
-                    break
+                size, run, keep, curve = min(near or passed, key=lambda one: one[:2])
                 sizes = loss_at_sizes(goal.on_part().evaluator, learned.tau[run])
                 scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve, "sizes": sizes}
                 return keep, {"scan": scan}, goal
@@ -293,8 +294,7 @@ class Pruning:
 def deciding_pairs(task: Task) -> Pairs:
     """Return the pairs that sizes, calibration and removals are decided on: `select`, and as many spread over `fit`."""
     fit, select = task.split("fit"), task.split("select")
-    some = torch.arange(0, len(fit), max(1, len(fit) // len(select)))
-    return Pairs.join([select, fit.take(some)])
+    return Pairs.join([select, fit.part(len(select))])
 
 
 def example_pair(model: Transformer, task: Task) -> list[dict[str, str]]:

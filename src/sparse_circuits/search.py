@@ -84,13 +84,13 @@ def search_settings(
         learned = pruning.learn(configs)
         for trial, tau, drawn, history in zip(trials, learned.tau, configs, learned.history, strict=True):
             value, is_reached = _value(pruning, tau)
-            study.tell(trial, value)
-            say(progress, f"trial {trial.number + 1} of {n_trial}: {value:,.0f} nodes")
             if is_reached and (best is None or value < best[0]["n_node"]):
                 header = {"n_node": value, "trial": trial.number, "config": drawn.to_json(), "last": history[-1]}
                 held = {"format": FORMAT, "version": VERSION, "made_of": made_of, **header}
                 save_arrays(out / "best.safetensors", {"tau": tau.numpy()}, held)
                 best = header, tau
+            study.tell(trial, value)  # a trial that counts as done has its mask kept
+            say(progress, f"trial {trial.number + 1} of {n_trial}: {value:,.0f} nodes")
     if best is None:
         raise PruneError(
             f"no trial of {n_trial} meets target_loss {config.target_loss} on {task.name}; raise it, or try more"

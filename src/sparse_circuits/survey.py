@@ -84,13 +84,13 @@ def prune_all(
             say(progress, f"skipped {name}: {error}")
             continue
         say(progress, f"{name}: {rows[name]['n_node']} nodes, {rows[name]['n_edge']} edges")
-    real = [row for row in rows.values() if not row["is_control"] and not row["is_bigram_solvable"]]
+    real = [row for row in rows.values() if _counts(row)]
     nonsense = [row for row in rows.values() if row["is_control"]]
     means = {key: geometric_mean([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
     control_mean = geometric_mean([row["n_node"] for row in nonsense])
     untrained = {}
     if controls:
-        sizes = {name: row["n_node"] for name, row in rows.items() if not row["is_control"]}
+        sizes = {name: row["n_node"] for name, row in rows.items() if _counts(row)}
         untrained = {kind: _control_model(model, kind, sizes, out, config, progress) for kind in KINDS}
     summary = {
         "format": FORMAT,
@@ -213,8 +213,9 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     circuit.log_test_reading(folder, "survey")
     nothing = torch.zeros(1, circuit.n_node_total, dtype=torch.bool)
     evaluator = Evaluator(model=model, pairs=select, values=circuit.values, may_shift=not task.answers_vary)
-    # The pairs that the sizes of learned masks were tried on.
-    tried = dataclasses.replace(evaluator, pairs=deciding_pairs(task)).on_part(N_RANKING_PAIR)
+    # The pairs and the loss that the sizes of learned masks were tried by.
+    wanted = difference if config.goal == "model" else None
+    tried = dataclasses.replace(evaluator, pairs=deciding_pairs(task), wanted=wanted).on_part(N_RANKING_PAIR)
     part = task.split("fit").take(torch.arange(min(N_ATTRIBUTION_PAIR, len(task.split("fit")))))
     curves = {
         "learned": circuit.removed[0]["scan"]["sizes"],
@@ -226,6 +227,7 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     return row | {
         "is_bigram_solvable": float(accuracy(evaluator.differences(nothing))[0]) > BIGRAM_SOLVABLE,
         "is_reached": True,
+        "other_settings": circuit.other_settings(config),
         "model_loss": float(task_loss(all_logit_differences(model, test)[0])),
         "circuit_loss": float(task_loss(circuit.logit_difference(test))),
         "circuit_loss_by_level": {
@@ -242,6 +244,11 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
         },
         "seconds": seconds,
     }
+
+
+def _counts(row: dict[str, Any]) -> bool:
+    """Say whether a task is part of the means: no control, and not solved by a bigram table."""
+    return not row["is_control"] and not row["is_bigram_solvable"]
 
 
 def _control_model(
@@ -285,8 +292,12 @@ def table(summary: dict[str, Any]) -> str:
         rows.append([name + mark, *losses, *sizes, "—" if seconds is None else f"{seconds:.0f}"])
     lines = aligned(rows)
     lines += [f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()]
+    for name, row in summary["tasks"].items():
+        if others := row.get("other_settings"):
+            told = ", ".join(f"{key} {value}" for key, value in others.items())
+            lines.append(f"{name} was there already, cut out with other settings: {told}")
     for name in ("gradient", "integrated_gradients"):
-        pairs = [row["size_by_ranking"] for row in summary["tasks"].values() if "size_by_ranking" in row]
+        pairs = [row["size_by_ranking"] for row in summary["tasks"].values() if _counts(row) and row["is_reached"]]
         ratios = [sizes[name] / sizes["learned"] for sizes in pairs if sizes[name] and sizes["learned"]]
         if ratios:
             ratio = math.exp(sum(map(math.log, ratios)) / len(ratios))

@@ -171,13 +171,6 @@ def partner(x: Tensor) -> Tensor:
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
-def take_evenly(pairs: Pairs, n_pair: int) -> Pairs:
-    """Return at most `n_pair` pairs, evenly spaced through the split."""
-    if n_pair >= len(pairs):
-        return pairs
-    return pairs.take(torch.linspace(0, len(pairs) - 1, n_pair).round().long())
-
-
 @torch.no_grad()
 def read_activations(
     bridge: Bridge, location: str, prompts: Prompts, *, n_row: int = 128

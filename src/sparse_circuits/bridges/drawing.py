@@ -117,11 +117,12 @@ def draw_steering(found: dict[str, Any]) -> str:
         if row["name"] in names:
             colour = names[row["name"]]
             lines = {
-                key: [(s, e[key]) for s, e in zip(row["strengths"], other, strict=True)]
+                key: [(s, e[key]) for s, e in zip(row["strengths"], other, strict=True) if e[key] is not None]
                 for key in ("low", "value", "high")
             }
             if row["name"] == "bridged node":
-                chart.band(lines["low"], lines["high"], colour)
+                if lines["low"]:  # of one template there is no interval
+                    chart.band(lines["low"], lines["high"], colour)
                 own = [(s, e["value"]) for s, e in zip(row["strengths"], row["p_own"], strict=True)]
                 chart.line(own, "c1", "right answer, bridged node", is_dashed=True)
             chart.line(lines["value"], colour, f"other answer, {row['name'].partition(' (')[0]}")

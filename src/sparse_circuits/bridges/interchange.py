@@ -17,13 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_circuits.bridges.controls import null_directions
-from sparse_circuits.bridges.directions import Prompts, ReadNode, partner, read_direction, take_evenly
+from sparse_circuits.bridges.directions import Prompts, ReadNode, partner, read_direction
 from sparse_circuits.bridges.effects import EditedReads
 from sparse_circuits.bridges.maps import Bridge
 from sparse_circuits.configs import SteerConfig, TrainConfig
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import TaskError
-from sparse_circuits.faithfulness.intervals import estimate
+from sparse_circuits.faithfulness.intervals import A_SHARE, Estimate, estimate
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks import Task
 
@@ -82,7 +82,7 @@ def mechanism(
     found: dict[str, Any] = {"interchange": [], "projected_out": []}
     for form, split in (("plain", "test"), ("hard", "hard")):
         try:
-            pairs = take_evenly(task.split(split), config.n_pair)
+            pairs = task.split(split).part(config.n_pair)
         except TaskError:
             continue  # a task of one's own may have no hard form
         prompts = Prompts.of(pairs)
@@ -96,7 +96,7 @@ def mechanism(
         }
         for name, edit in edits.items():
             per_pair = reads.answers(edit).follows.unflatten(0, (-1, 2)).mean(1)
-            measured = dataclasses.asdict(estimate(per_pair, prompts.templates))
+            measured = dataclasses.asdict(estimate(per_pair, prompts.templates, within=A_SHARE))
             found["interchange"].append({"form": form, "what": name, **measured})
         removed = projection_change(natural, mean.expand_as(natural), direction)
         before, after = (1 - float(reads.answers(e).follows.mean()) for e in (None, removed))
@@ -130,7 +130,8 @@ def mechanism_table(found: dict[str, Any]) -> str:
     """Write interchange and projection as a table."""
     rows = [["interchange between prompts of", "what", "accuracy"]]
     for row in found["interchange"]:
-        rows.append([row["form"], row["what"], f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"])
+        measured = Estimate(**{field.name: row[field.name] for field in dataclasses.fields(Estimate)})
+        rows.append([row["form"], row["what"], str(measured)])
     null = found["null"]
     rows.append(["plain", f"{null['n_row']} other rows", f"median {null['median']:.3f}, highest {null['highest']:.3f}"])
     removed = [["component at its mean", "accuracy without", "with"]]
@@ -140,7 +141,7 @@ def mechanism_table(found: dict[str, Any]) -> str:
 
 def _null(bridge: Bridge, task: Task, node: ReadNode, config: SteerConfig) -> dict[str, Any]:
     """Return the interchange accuracy along other nodes' decoder rows, and the share at or above the node's."""
-    prompts = Prompts.of(take_evenly(task.split("test"), config.n_null_pair))
+    prompts = Prompts.of(task.split("test").part(config.n_null_pair))
     reads = EditedReads(bridge.dense, node.dense_site, prompts)
     natural = reads.reads
     generator = torch.Generator().manual_seed(config.seed)

@@ -27,6 +27,9 @@ FORMAT, VERSION = "sparse-circuits hybrids", 1
 N_ROW = 8
 """Sequences at a time."""
 
+N_RECONSTRUCTED = 4096
+"""Held-out tokens that the maps' errors are taken over."""
+
 DENSE = "dense model"
 """The anchor that increases are counted from."""
 
@@ -160,7 +163,7 @@ def evaluate_hybrids(
             for kind, to, place in transitions
         ],
         "random_paths_untrained": [{"path": path, **entries["path", path]} for path in paths],
-        "reconstruction": reconstruction(bridge, windows[: max(1, 4096 // windows.shape[1])]),
+        "reconstruction": reconstruction(bridge, _some_windows(windows, N_RECONSTRUCTED)),
     }
     if out is not None:
         write_json(Path(out) / "hybrids.json", found)
@@ -170,14 +173,21 @@ def evaluate_hybrids(
 
 
 def held_out(corpus: Corpus, train: TrainConfig, *, n_token: int, n_ctx: int) -> Int[Tensor, "window pos"]:
-    """Return held-out windows, each source by its share."""
+    """Return held-out windows, each source by its share; fewer of all where one is too short for its share."""
     context = min(train.context, n_ctx)
-    return torch.cat(
-        [
-            corpus.windows(name, "validation", context=context, n_token=round(share * n_token))
-            for name, share in train.shares.items()
-        ]
-    )
+    found = {
+        name: corpus.windows(name, "validation", context=context, n_token=round(share * n_token))
+        for name, share in train.shares.items()
+    }
+    wanted = {name: max(1, round(share * n_token) // context) for name, share in train.shares.items()}
+    covered = min(len(windows) / wanted[name] for name, windows in found.items())
+    return torch.cat([windows[: max(1, round(covered * wanted[name]))] for name, windows in found.items()])
+
+
+def _some_windows(windows: Int[Tensor, "window pos"], n_token: int) -> Int[Tensor, "some pos"]:
+    """Return about `n_token` tokens of windows, evenly spread, so that each source keeps its share."""
+    n_window = max(1, n_token // windows.shape[1])
+    return windows[torch.linspace(0, len(windows) - 1, min(n_window, len(windows))).round().long()]
 
 
 @torch.no_grad()
@@ -270,10 +280,15 @@ def _ablated(bridge: Bridge, moments: Moments, place: int, to: str) -> Forward:
 
 
 def _random_paths(bridge: Bridge, n_path: int) -> list[str]:
-    """Draw paths such as `ddssdsds`, a letter for the embedding, each sublayer and the unembedding."""
+    """Draw paths such as `ddssdsds`, a letter for the embedding, each sublayer and the unembedding.
+
+    All change models twice or more, fewer than `n_path` of them where a shallow model has no more: single transitions
+    are trained, and stand in a table of their own.
+    """
     n = bridge.dense.n_sublayer
     if bridge.bridges.sites != tuple((s, s) for s in range(n + 1)):
         return []
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(2, (n_path, n + 2), generator=generator).tolist()
-    return list(dict.fromkeys("".join("s" if bit else "d" for bit in path) for path in drawn))
+    drawn = torch.randint(2, (16 * n_path, n + 2), generator=generator)
+    drawn = drawn[(drawn.diff(dim=1) != 0).sum(1) >= 2].tolist()
+    return list(dict.fromkeys("".join("s" if bit else "d" for bit in path) for path in drawn))[:n_path]

@@ -24,7 +24,6 @@ from sparse_circuits.bridges.directions import (
     read_direction,
     read_directions,
     read_node,
-    take_evenly,
 )
 from sparse_circuits.bridges.drawing import draw_steering
 from sparse_circuits.bridges.effects import EditedReads, edit_norm
@@ -36,7 +35,7 @@ from sparse_circuits.bridges.stream_view import on_stream
 from sparse_circuits.configs import BridgeConfig, SteerConfig, TrainConfig
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import TaskError
-from sparse_circuits.faithfulness.intervals import estimate
+from sparse_circuits.faithfulness.intervals import A_SHARE, Estimate, estimate
 from sparse_circuits.files import write_json, written_whole
 from sparse_circuits.runlog import say
 from sparse_circuits.tables import aligned
@@ -87,16 +86,18 @@ def steer(
     Raises:
         TapError: The node is not at a read location that is bridged.
         ConfigError: The sparse model has too few active nodes for a null band.
+        TaskError: A prompt exceeds a model's context.
 
     Source: paper appendix A.4 and Figure 9; the controls and the search are ours.
     """
     config = config or SteerConfig()
     train, corpus = bridge.text(train, corpus)
+    task.refuse_longer_than(min(bridge.dense.n_ctx, bridge.sparse_stream.n_ctx))
     if config.where == "stream":
         bridge = on_stream(bridge)
     if node is not None:
         read_node(bridge, node)  # refused before anything is computed
-    select = Prompts.of(take_evenly(task.split("select"), config.n_select_pair))
+    select = Prompts.of(task.split("select").part(config.n_select_pair))
     candidates = []
     if node is None:
         say(progress, "finding a node on select")
@@ -130,7 +131,7 @@ class _Experiment:
         self.bridge, self.task, self.config, self.select = bridge, task, config, select
         self.node = read_node(bridge, node)
         self.direction = read_direction(bridge, self.node)
-        self.prompts = Prompts.of(take_evenly(task.split("test"), config.n_pair))
+        self.prompts = Prompts.of(task.split("test").part(config.n_pair))
         self.reads = EditedReads(bridge.dense, self.node.dense_site, self.prompts)
         self.change = read_changes(bridge, self.node.location, self.prompts)[..., self.node.channel]
         self.edit = along(self.change, self.direction)
@@ -166,7 +167,7 @@ class _Experiment:
                 except TaskError as error:
                     self.left_out[name] = str(error)
                     continue
-                self.others[name] = Prompts.of(take_evenly(made.split("select"), self.config.n_select_pair))
+                self.others[name] = Prompts.of(made.split("select").part(self.config.n_select_pair))
 
     def edits(self, corpus: Corpus, train: TrainConfig) -> list[tuple[str, Tensor | None]]:
         """Return every edit by what it is."""
@@ -221,7 +222,7 @@ class _Experiment:
 
     def _estimate(self, per_prompt: Float[Tensor, " prompt"]) -> dict[str, Any]:
         per_pair = per_prompt.unflatten(0, (-1, 2)).mean(1)
-        return dataclasses.asdict(estimate(per_pair, self.prompts.templates))
+        return dataclasses.asdict(estimate(per_pair, self.prompts.templates, within=A_SHARE))
 
     def by_part(self) -> list[dict[str, Any]]:
         """Return P(other) at strength 1 by direction and by level."""
@@ -242,7 +243,7 @@ class _Experiment:
 
         Each row counts with the better of its two signs. p = (1 + rows at or above the node) / (1 + rows).
         """
-        pairs = take_evenly(self.task.split("test"), self.config.n_null_pair)
+        pairs = self.task.split("test").part(self.config.n_null_pair)
         prompts = Prompts.of(pairs)
         reads = EditedReads(self.bridge.dense, self.node.dense_site, prompts)
         change = read_changes(self.bridge, self.node.location, prompts)[..., self.node.channel]
@@ -311,8 +312,8 @@ def table(found: dict[str, Any]) -> str:
         rows.append(
             [
                 row["name"],
-                _shown(row["p_other"][at]),
-                _shown(row["p_own"][at]),
+                str(Estimate(**row["p_other"][at])),
+                str(Estimate(**row["p_own"][at])),
                 f"{row['mass'][at]:.3f}",
                 f"{row['norm_to_natural']:.2f}",
             ]
@@ -342,7 +343,3 @@ def table(found: dict[str, Any]) -> str:
     if "mechanism" in found:
         lines += ["", mechanism_table(found["mechanism"])]
     return "\n".join(lines)
-
-
-def _shown(e: dict[str, Any]) -> str:
-    return f"{e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"

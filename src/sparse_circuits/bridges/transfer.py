@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.bridges.directions import Prompts, read_activations, read_locations, take_evenly
+from sparse_circuits.bridges.directions import Prompts, read_activations, read_locations
 from sparse_circuits.bridges.effects import EditedReads
 from sparse_circuits.bridges.maps import Bridge
 from sparse_circuits.bridges.residual import streams
@@ -15,6 +15,7 @@ from sparse_circuits.bridges.ridge import text_batches
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import TrainConfig
 from sparse_circuits.corpus.shards import Corpus
+from sparse_circuits.faithfulness.subject import of_task
 from sparse_circuits.files import write_json
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks import Task
@@ -56,10 +57,15 @@ def transfer_circuit(
     Returns:
         What `transfer.json` holds; see docs/formats.md.
 
+    Raises:
+        TaskError: The circuit was cut for other prompts, or one exceeds a model's context.
+
     Source: ours.
     """
     train, corpus = bridge.text(train, corpus)
-    prompts = Prompts.of(take_evenly(task.split("test"), n_pair))
+    circuit = of_task(circuit, task, n_pair=n_pair).circuit
+    task.refuse_longer_than(min(bridge.dense.n_ctx, bridge.sparse_stream.n_ctx))
+    prompts = Prompts.of(task.split("test").part(n_pair))
     kept_nodes = circuit.space.split(circuit.keep)
     means = _mean_encodings(bridge, corpus, train, n_mean_token)
     generator = torch.Generator().manual_seed(seed)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from sparse_circuits.cli.told import Json, Out, task_for, tell, wrote
+from sparse_circuits.cli.told import Json, MaxToken, Out, task_for, tell, wrote
 from sparse_circuits.configs import BridgeConfig, SteerConfig, TrainConfig
 
 BridgeFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(help="What `bridge` wrote.")]
@@ -95,6 +95,7 @@ def steer(
         str | None, tyro.conf.arg(help="A node at a read location, such as 2.mlp.act_in:17; needed without --find.")
     ] = None,
     find: Annotated[bool, tyro.conf.arg(help="Choose the node, and with it the layer, on `select`.")] = False,
+    max_token: MaxToken = None,
     json: Json = False,
 ) -> None:
     """Steer the dense model with one node of the sparse one, beside every control; results are on `test`."""
@@ -113,7 +114,7 @@ def steer(
         read_node(opened, node)  # refused before the task is drawn
     found = steering.steer(
         opened,
-        task_for(opened.sparse, task, 0),
+        task_for(opened.sparse, task, 0, max_token),
         node,
         config,
         out=out,

@@ -14,7 +14,7 @@ class PruneConfig(Config):
     target_loss: float = 0.15
     """Loss that the circuit may have, in nats: of the task after calibration, or against the model."""
 
-    margin: float = 0.25
+    margin: float = 0.3
     """Share of target_loss by which a circuit must stay below it on the pairs that decide, in [0, 1): it does worse on
     other templates than on theirs."""
 

@@ -11,7 +11,6 @@ from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.edges import EDGE_ENDS
 from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
-from sparse_circuits.faithfulness.subject import part_of
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.scoring import (
     Calibration,
@@ -86,7 +85,7 @@ class RandomSets:
     """Pairs that these were measured on."""
 
     model_loss: float
-    """The full model on these pairs, nats."""
+    """The full model on these pairs, refitted as the sets are, nats."""
 
     loss_mean: float
     """Mean over the sets drawn first, after scale (> 0) and shift were refitted on `select` for each."""
@@ -199,7 +198,7 @@ def random_sets(
         """Return the losses of sets and, last, of the model, as they come and refitted; and the number of pairs."""
         found = []
         for split in (select, pairs):
-            part = part_of(split, n_pair)
+            part = split.part(n_pair)
             evaluator = Evaluator(model=circuit.model, pairs=part, values=circuit.values, may_shift=may_shift)
             found.append(evaluator.differences(torch.cat((~sets, whole)), base=whole[0]))
         fitted = fit_calibrations(found[0], may_shift=may_shift)
@@ -215,7 +214,7 @@ def random_sets(
         n_pair=n_pair,
         n_again=len(again),
         n_again_pair=n_again_pair,
-        model_loss=float(before[-1]),
+        model_loss=float(refitted[-1]),
         loss_mean=float(refitted[:-1][is_drawn].mean()),
         loss_worst=float(refitted[:-1].max()),
         loss_mean_before_refit=float(before[:-1][is_drawn].mean()),

@@ -247,7 +247,7 @@ def sentence(result: object) -> str:
 
 def _told_sets(what: str, sets: RandomSets) -> Iterator[str]:
     yield (
-        f"{sets.n_set} random sets {what}, refitted: loss mean {sets.loss_mean:.3f}, worst {sets.loss_worst:.3f}; "
-        f"before refitting {sets.loss_mean_before_refit:.3f}, {sets.loss_worst_before_refit:.3f} "
-        f"(model {sets.model_loss:.3f}; the worst of {sets.n_again} measured again on {sets.n_again_pair} pairs)"
+        f"{sets.n_set} random sets {what}, refitted: loss mean {sets.loss_mean:.3f}, worst {sets.loss_worst:.3f}, "
+        f"model {sets.model_loss:.3f}; before refitting {sets.loss_mean_before_refit:.3f}, "
+        f"{sets.loss_worst_before_refit:.3f} (the worst of {sets.n_again} measured again on {sets.n_again_pair} pairs)"
     )

@@ -22,11 +22,6 @@ Under = Callable[[Int[Tensor, "batch pos"], Int[Tensor, " batch"]], contextlib.A
 """Given tokens and the position read in each row, puts edits in force."""
 
 
-def part_of(pairs: Pairs, n_pair: int) -> Pairs:
-    """Return `n_pair` pairs, evenly spaced over a split, or all if there are fewer."""
-    return pairs.take(torch.arange(0, len(pairs), max(1, len(pairs) // n_pair))[:n_pair])
-
-
 @torch.no_grad()
 def differences_under(circuit: Circuit, pairs: Pairs, under: Under) -> Float[Tensor, "pair 2"]:
     """Return the model's uncalibrated logit differences with edits that may depend on the very prompts."""
@@ -62,17 +57,17 @@ class Subject:
     @functools.cached_property
     def select(self) -> Pairs:
         """Part of the split that variants are calibrated on."""
-        return part_of(self.task.split("select"), self.n_pair)
+        return self.task.split("select").part(self.n_pair)
 
     @functools.cached_property
     def test(self) -> Pairs:
         """Part of the split that they are measured on."""
-        return part_of(self.task.split("test"), self.n_pair)
+        return self.task.split("test").part(self.n_pair)
 
     def splits(self) -> dict[str, Pairs]:
         """Return the splits that circuits are tested on, as much of them as is asked for."""
         found = {name: self.task.splits[name] for name in ("test", "hard", "mined") if name in self.task.splits}
-        return {name: part_of(pairs, self.n_split_pair or len(pairs)) for name, pairs in found.items() if len(pairs)}
+        return {name: pairs.part(self.n_split_pair or len(pairs)) for name, pairs in found.items() if len(pairs)}
 
     def under(self, under: Under) -> Float[Tensor, "pair 2"]:
         """Return the differences on `test` under edits, with scale and shift fitted on `select` under the same."""

@@ -94,6 +94,23 @@ class Pairs:
             levels=tuple(level for p in parts for level in p.levels),
         )
 
+    def spread(self, n_pair: int) -> Int[Tensor, " chosen"]:
+        """Return the places of `n_pair` pairs, or of all if there are fewer, that stand for the whole.
+
+        Each level has its share; in a level one of each template comes first, then a second of each, and so on.
+        """
+        seen: Counter[tuple[Level, str]] = Counter()
+        turns: dict[Level, list[tuple[int, int]]] = {level: [] for level in self.levels}
+        for i, kind in enumerate(zip(self.levels, self.templates, strict=True)):
+            turns[kind[0]].append((seen[kind], i))
+            seen[kind] += 1
+        places = sorted(((k + 0.5) / len(turn), i) for turn in turns.values() for k, (_, i) in enumerate(sorted(turn)))
+        return torch.tensor([i for _, i in places[:n_pair]], dtype=torch.long)
+
+    def part(self, n_pair: int) -> "Pairs":
+        """Return the pairs that `spread` chooses, in the order in which they stand here."""
+        return self.take(self.spread(n_pair).sort().values)
+
     def at_level(self, level: Level) -> "Pairs":
         """Return the pairs of one level."""
         return self.take(self.index_of_level(level))

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sparse_circuits.candidates import Evaluator
@@ -28,7 +28,7 @@ N_HEAD_NUMBER = 400_000
 def show_pairs(circuit: Circuit, task: Task, *, n_pair: int = N_PAIR) -> dict[str, Any]:
     """Explain pairs of `select`, the split that sizes were chosen on; `test` stays closed."""
     split = task.split("select")
-    pairs = split.take(spread_over_templates(split, n_pair))
+    pairs = split.take(split.spread(n_pair))
     heads = heads_of(circuit)
     d_head = circuit.model.config.d_head
     n_with_heads = max(2, N_HEAD_NUMBER // max(1, 4 * len(heads) * d_head * pairs.tokens.shape[2]))
@@ -38,16 +38,6 @@ def show_pairs(circuit: Circuit, task: Task, *, n_pair: int = N_PAIR) -> dict[st
         "heads": [describe_head(circuit, layer, head) for layer, head in heads],
         "pairs": shown,
     }
-
-
-def spread_over_templates(pairs: Pairs, n_pair: int) -> Int[Tensor, " chosen"]:
-    """Return the places of some pairs, one of each template first, then a second of each, and so on."""
-    rank: dict[str, int] = {}
-    order = []
-    for i, template in enumerate(pairs.templates):
-        rank[template] = rank.get(template, 0) + 1
-        order.append((rank[template], i))
-    return torch.tensor([i for _, i in sorted(order)[:n_pair]], dtype=torch.long)
 
 
 def heads_of(circuit: Circuit) -> list[tuple[int, int]]:
@@ -68,7 +58,7 @@ def node_effects(circuit: Circuit, task: Task) -> dict[str, dict[str, Any]]:
     Circuit and circuit without the node are calibrated each for itself, as the pruner does it.
     """
     split = task.split("select")
-    select = split.take(spread_over_templates(split, N_EFFECT_PAIR))
+    select = split.take(split.spread(N_EFFECT_PAIR))
     space = EdgeSpace.of(edges_between(circuit.model, circuit.keep))
     masks = {name: circuit.edges[name][ends[:, 0], ends[:, 1]] for name, ends in space.ends.items()}
     keep = torch.cat([circuit.keep, *masks.values()])

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import networkx
@@ -200,6 +201,63 @@ def test_notes_saved_in_another_tab_meanwhile_are_told_and_both_kept(opened, url
     assert "saved in another tab" in warning.inner_text()
     second.locator("button", has_text="Keep both").click()
     assert {"from the first", "from the second"} <= set(second.locator(".written dd").inner_text().split("\n"))
+
+
+def test_a_folded_group_is_pinned_by_its_nodes_and_grouped_again(opened):
+    page = opened.page
+    for name in ("1.attn.v:3", "1.attn.v:12"):
+        opened.node(name).click()
+        page.keyboard.press("p")
+    page.keyboard.press("4")
+    page.locator("#group-name").fill("values")
+    page.locator("button", has_text="Group the 2 pinned nodes").click()
+    page.locator("button", has_text="Fold").click()
+    opened.node("group:values").click()
+    page.keyboard.press("p")
+    page.keyboard.press("4")
+    assert "unpin" in page.locator(".panel").inner_text()
+    page.locator("#group-name").fill("again")
+    page.locator("button", has_text="Group the 2 pinned nodes").click()
+    stored = page.evaluate("JSON.parse(Object.entries(localStorage).find(([key]) => key.includes('notes'))[1]).notes")
+    assert stored["pinned"] == []
+    assert [group["nodes"] for group in stored["groups"]] == [["1.attn.v:3", "1.attn.v:12"]] * 2
+
+
+def note(page, text):
+    page.locator('.node[data-name="1.attn.v:12"]').click()
+    page.locator("#own-note").fill(text)
+    page.keyboard.press("Tab")
+
+
+def test_a_full_store_is_told_and_is_no_conflict(opened):
+    page = opened.page
+    note(page, "kept")
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('no room') } }")
+    for text in ("not kept", "not kept either"):
+        note(page, text)
+    assert page.get_by_role("alert").count() == 0
+    page.keyboard.press("4")
+    assert "save them as a file" in page.locator(".panel").inner_text()
+    assert "not kept either" in page.locator(".written dd").inner_text()
+
+
+def test_notes_that_a_page_made_again_comes_with_stand_beside_those_of_the_browser(opened, url, view):
+    page = opened.page
+    note(page, "mine")
+    notes = {"format": "sparse-circuits circuit notes", "version": 1, "names": {}, "groups": [], "pinned": []}
+    again = view | {"notes": notes | {"notes": {"1.attn.v:12": "from a colleague"}}}
+    write_page(again, Path(urlsplit(url).path))
+    try:
+        page.reload()
+        page.wait_for_selector("[data-ready]")
+        assert "the page came with other notes" in page.get_by_role("alert").inner_text()
+        page.locator("button", has_text="Keep both").click()
+        assert {"mine", "from a colleague"} <= set(page.locator(".written dd").inner_text().split("\n"))
+        page.reload()
+        page.wait_for_selector("[data-ready]")
+        assert page.get_by_role("alert").count() == 0, "asked once"
+    finally:
+        write_page(view, Path(urlsplit(url).path))
 
 
 def exported(found, what):

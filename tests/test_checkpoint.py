@@ -296,6 +296,27 @@ def test_latest_stays_at_the_last_good_checkpoint_when_the_disk_is_full(
     assert_same_bits(sc.load(tmp_path), sparse_model(seed=4))
 
 
+def test_a_checkpoint_that_latest_could_not_name_is_named_when_it_is_saved_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_step(tmp_path, 4)
+    written_whole = checkpoint.written_whole
+
+    def full_at_latest(path: Path):
+        if path.name == "latest":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return written_whole(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "written_whole", full_at_latest)
+        with pytest.raises(OSError, match="No space left"):
+            save_step(tmp_path, 8)
+    assert (tmp_path / "latest").read_text() == "00000004\n"
+    good = save_step(tmp_path, 8)
+    assert (tmp_path / "latest").read_text() == "00000008\n"
+    assert latest_checkpoint(tmp_path) == good
+
+
 def test_saving_a_step_again_leaves_its_good_checkpoint_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

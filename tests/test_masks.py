@@ -1,5 +1,6 @@
 """Learning masks: gradients, steps, prices and runs side by side, against plain versions."""
 
+import dataclasses
 import math
 
 import pytest

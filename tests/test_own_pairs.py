@@ -74,14 +74,17 @@ def test_every_row_that_breaks_a_rule_is_dropped_with_its_line_and_reason(tokeni
         "a repetition": row(5),
         "longer than 256 tokens": row(94, prompt_a="x = 1\n" * 99 + 'say("text', prompt_b="x = 1\n" * 99 + "say('text"),
         "both sides call for the same answer": row(95, answer_b='")\n'),
+        "an answer is empty": row(96, answer_b=""),
+        "a prompt is empty": row(97, prompt_a="", prompt_b=""),
+        "both sides are the same prompt": row(98, prompt_a="say('text", prompt_b="say('text"),
     }
     path = write(tmp_path / "a.jsonl", [*(row(n) for n in range(60)), *bad.values()])
     assert task_from_file(path, tokenizer).dropped_rows == dict(enumerate(bad, 61))
 
 
 def test_hard_pairs_are_a_split_of_their_own(tokenizer, tmp_path):
-    rows = [row(n, form="hard" if n % 4 == 0 else "plain") for n in range(80)]
-    task = task_from_file(write(tmp_path / "a.jsonl", rows), tokenizer)
+    rows = [row(n, form="hard" if n % 4 == 0 else "") for n in range(80)]  # an empty cell is plain
+    task = task_from_file(write(tmp_path / "a.csv", rows), tokenizer)
     assert len(task.split("hard")) == 20
     assert sum(len(task.split(name)) for name in SHARES) == 60
 
@@ -103,6 +106,8 @@ def test_hard_pairs_are_a_split_of_their_own(tokenizer, tmp_path):
         ("prompt_a,prompt_b,answer_a,answer_b\n1,2,3,4,5\n", "a.csv", "line 2: more fields than the header names"),
         (json.dumps(row(1, note="hi")), "a.jsonl", "'note' is no column; known are prompt_a"),
         (json.dumps(row(1, form="easy")), "a.jsonl", "form is 'easy', expected plain or hard"),
+        (json.dumps(row(1, continuation_a=5)), "a.jsonl", "line 1: continuation_a is 5, expected text"),
+        (json.dumps(row(1, template=0)), "a.jsonl", "line 1: template is 0, expected text"),
         (json.dumps(row(1)), "a.jsonl", "1 plain pairs are left, 0 were dropped; that gives"),
         (
             json.dumps(row(1, answer_a="value name")),

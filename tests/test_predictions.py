@@ -84,6 +84,9 @@ def test_a_family_is_read_from_a_file_by_its_templates(tmp_path: Path) -> None:
     assert list(family_from_file(file, tokenizer, max_token=64)) == [2.0, 10.0]
     file.write_text(json.dumps(rows[0] | {"template": "long"}) + "\n" + json.dumps(rows[1]) + "\n")
     assert list(family_from_file(file, tokenizer, max_token=64)) == ["long", "2"]
+    file.write_text("".join(json.dumps(row | {"template": x}) + "\n" for x in ("1", "1.0")))
+    with pytest.raises(TaskError, match=r"the templates '1' and '1\.0' are the same number"):
+        family_from_file(file, tokenizer, max_token=64)
     file.write_text(json.dumps(row) + "\n")
     with pytest.raises(TaskError, match="line 1: a family needs the column template"):
         family_from_file(file, tokenizer, max_token=64)

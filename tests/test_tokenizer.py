@@ -8,6 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
+import tokenizers.models
+import tokenizers.trainers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -235,6 +238,23 @@ def write_golden() -> None:
     GOLDEN.write_text(
         f'{{"n_vocab": {tokenizer.n_vocab}, "texts": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize("name", ["<|endoftext|>", "</s>"])
+def test_another_tokenizers_end_of_text_is_found_by_its_name(name: str, tmp_path: Path) -> None:
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=[name], show_progress=False)
+    bpe.train_from_iterator(["def side(value):\n    return value"], trainer)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    opened = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert opened.end_of_text == 0 != opened.n_vocab - 1
+
+
+def test_a_tokenizer_without_an_end_of_text_says_so(tmp_path: Path) -> None:
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.train_from_iterator(["ab"], tokenizers.trainers.BpeTrainer(vocab_size=10, show_progress=False))
+    with pytest.raises(FormatError, match=r"no end of text: none of <\|endoftext\|>, </s>"):
+        _ = Tokenizer(bpe).end_of_text
 
 
 if __name__ == "__main__":

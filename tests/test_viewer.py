@@ -236,6 +236,11 @@ def test_the_command_that_makes_it_again_names_what_differs_from_the_defaults(ci
     }
     command = shown(circuit)["provenance"]["command"]
     assert command.endswith("--target-loss 0.05 --exclude 0.attn.v:3 --no-cuts-edges")
+    assert "--max-token" not in command
+    circuit.task |= {"path": "/home/somebody/pairs.jsonl", "max_token": 32}
+    command = shown(circuit)["provenance"]["command"]
+    assert " pairs.jsonl --out OUT --max-token 32 " in command
+    assert "somebody" not in command
 
 
 def test_the_drawing_is_well_formed_and_draws_everything_once(circuit):

@@ -254,17 +254,16 @@ def save_checkpoint(
         notes: What a resume must know, such as the thread count.
     """
     folder = run / "checkpoints" / f"{step:08d}"
-    if is_done(folder):
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        save_model(model, folder / MODEL_NAME, weights=weights)
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
-        save_arrays(folder / STATE_NAME, arrays, {"format": f"{FORMAT} state", "version": VERSION, **notes})
-        mark_done(folder)
-    except OSError:
+    if not is_done(folder):  # else a call that wrote it could not say so in `latest`
         shutil.rmtree(folder, ignore_errors=True)
-        raise
+        try:
+            save_model(model, folder / MODEL_NAME, weights=weights)
+            arrays = {name: tensor.detach().cpu().numpy() for name, tensor in state.items()}
+            save_arrays(folder / STATE_NAME, arrays, {"format": f"{FORMAT} state", "version": VERSION, **notes})
+            mark_done(folder)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     with written_whole(run / "latest") as temporary:
         temporary.write_text(folder.name + "\n")
     for old in sorted((run / "checkpoints").iterdir())[:-N_KEPT]:

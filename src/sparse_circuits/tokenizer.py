@@ -16,6 +16,9 @@ PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\
 END_OF_TEXT = "<|endoftext|>"
 """The last token; it stands after every document."""
 
+ENDS_OF_TEXT = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")
+"""What it is called in tokenizers of others (GPT-2 and Qwen, Llama 2, Llama 3, Gemma)."""
+
 
 class Tokenizer:
     """Text to token ids and back."""
@@ -96,8 +99,15 @@ class Tokenizer:
 
     @property
     def end_of_text(self) -> int:
-        """Id of the end of text."""
-        return self.n_vocab - 1
+        """Id of the end of text.
+
+        Raises:
+            FormatError: The tokenizer has no token of such a name.
+        """
+        for name in ENDS_OF_TEXT:
+            if (token := self._bpe.token_to_id(name)) is not None:
+                return token
+        raise FormatError(f"the tokenizer has no end of text: none of {', '.join(ENDS_OF_TEXT)} is one of its tokens")
 
 
 def _check_merges(model: dict[str, Any], where: str) -> None:

@@ -118,7 +118,7 @@ def _contrast(difference: Float[Tensor, "pair 2"]) -> Float[Tensor, "pair 1"]:
 def _longer(subject: Subject) -> tuple[Pairs | None, str | None]:
     """Draw pairs whose prompts are longer than any that the circuit was cut on, as long as the model can read."""
     model, task = subject.circuit.model, subject.task
-    behaviour = (BEHAVIOURS | CONTROLS).get(task.name)
+    behaviour = (BEHAVIOURS | CONTROLS).get(task.name) if task.path is None else None  # a file may have any name
     if behaviour is None or model.tokenizer is None:
         return None, "only the tasks that come with the package can be drawn longer; give own pairs as a split `hard`"
     above = max(int(pairs.length.max()) for pairs in task.splits.values() if len(pairs))

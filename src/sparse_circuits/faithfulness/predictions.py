@@ -1,6 +1,7 @@
 """What a circuit says about prompts that it was not cut on, beside what the full model does there: `sc.predict`."""
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -221,9 +222,14 @@ def family_from_file(path: Path | str, tokenizer: Tokenizer, *, max_token: int) 
         n: collect(iter(rows), accept[n], n_pair=len(rows), n_try=len(rows)) for n, rows in groups.items()
     }
     try:
-        return {x: pairs[name] for x, name in sorted((float(name), name) for name in pairs)}
+        numbers = {name: float(name) for name in pairs}
     except ValueError:
         return {**pairs}
+    names = sorted(pairs, key=numbers.__getitem__)
+    for one, other in itertools.pairwise(names):
+        if numbers[one] == numbers[other]:
+            raise TaskError(f"{path}: the templates {one!r} and {other!r} are the same number; write it in one way")
+    return {numbers[name]: pairs[name] for name in names}
 
 
 def _prediction(circuit: Circuit, name: str, family: Family, question: str) -> Prediction:

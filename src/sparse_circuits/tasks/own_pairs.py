@@ -54,7 +54,10 @@ def read_rows(path: Path) -> dict[int, dict[str, str]]:
             raise TaskError(
                 f"{path}, line {line}: {unknown[0]!r} is no column; known are {', '.join((*REQUIRED, *OPTIONAL))}"
             )
-        if row.get("form", "plain") not in get_args(Form):
+        for name in OPTIONAL:
+            if not isinstance(row.get(name), str | None):
+                raise TaskError(f"{path}, line {line}: {name} is {row[name]!r:.60}, expected text")
+        if (row.get("form") or "plain") not in get_args(Form):
             raise TaskError(f"{path}, line {line}: form is {row['form']!r}, expected plain or hard")
     return rows
 

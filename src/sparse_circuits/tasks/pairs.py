@@ -203,6 +203,8 @@ class PairFilter:
         """Return both prompts' ids and both answers, or None if a rule is broken (DESIGN: pairs)."""
         prompts, answers = [], []
         for side in pair.sides:
+            if not side.prompt or not side.answer:
+                return self._drop("a prompt is empty" if side.answer else "an answer is empty")
             ids = self.tokenizer.encode(side.prompt)
             whole = self.tokenizer.encode(side.prompt + side.answer + side.continuation)
             if whole[: len(ids)] != ids:
@@ -216,6 +218,8 @@ class PairFilter:
             return self._drop("both sides call for the same answer")
         if len(prompts[0]) != len(prompts[1]):
             return self._drop("the sides differ in length")
+        if prompts[0] == prompts[1]:
+            return self._drop("both sides are the same prompt")
         if prompts[0][-1] != prompts[1][-1] and not self.last_token_tells:
             return self._drop("the last tokens differ")
         if len(prompts[0]) > self.max_token:

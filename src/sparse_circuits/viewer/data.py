@@ -15,7 +15,8 @@ from sparse_circuits.files import read_json
 from sparse_circuits.readings import N_TOKEN, read_corpus
 from sparse_circuits.scoring import CHANCE
 from sparse_circuits.tasks import task as make_task
-from sparse_circuits.tasks.pairs import Task
+from sparse_circuits.tasks.own_pairs import MAX_TOKENS_OF_FILE
+from sparse_circuits.tasks.pairs import MAX_TOKENS, Task
 from sparse_circuits.viewer import graph
 from sparse_circuits.viewer.notes import read_notes
 from sparse_circuits.viewer.prompts import N_PAIR, node_effects, show_pairs
@@ -190,8 +191,12 @@ def _provenance(circuit: Circuit, folder: Path | None) -> dict[str, Any]:
 def _command(circuit: Circuit, folder: Path | None) -> str:
     """Return the prune command whose settings differ from the defaults where the circuit's do."""
     run = "RUN" if circuit.model.folder is None else str(circuit.model.folder.name)
-    words = ["sparse-circuits", "prune", run, circuit.task.get("path") or circuit.task["name"]]
+    path, max_token = circuit.task.get("path"), circuit.task.get("max_token")
+    # No paths of this machine here either.
+    words = ["sparse-circuits", "prune", run, Path(path).name if path else circuit.task["name"]]
     words += ["--out", "OUT" if folder is None else folder.name]
+    if max_token not in (None, MAX_TOKENS_OF_FILE if path else MAX_TOKENS):
+        words += ["--max-token", str(max_token)]
     defaults = PruneConfig().to_json()
     for name, value in circuit.settings.items():
         flag = name.replace("_", "-")

@@ -28,25 +28,36 @@ export function merged(mine, theirs) {
   return { ...mine, notes: texts(mine.notes, theirs.notes), names, groups, pinned: [...new Set([...mine.pinned, ...theirs.pinned])] };
 }
 
-/** Notes kept in this browser, for pages from disk; other tabs may write them too. */
+/** A short hash of a text (FNV-1a), to tell circuits apart. */
+function fingerprint(text) {
+  let hash = 2166136261;
+  for (const letter of text) hash = Math.imul(hash ^ letter.codePointAt(0), 16777619);
+  return (hash >>> 0).toString(16);
+}
+
+/** Notes kept in this browser, for pages from disk; other tabs may write them too, and a page may come with its own. */
 export class BrowserNotes {
   constructor(view) {
-    this.key = `sparse-circuits notes ${view.provenance.model_hash.slice(0, 16)} ${view.provenance.task_hash.slice(0, 16)} ${view.title} ${view.summary.n_node}`;
+    const { model_hash: model, task_hash: task } = view.provenance;
+    this.key = `sparse-circuits notes ${model.slice(0, 16)} ${task.slice(0, 16)} ${view.title} ${fingerprint(view.nodes.map((node) => node.name).join(" "))}`;
+    this.page = areNotes(view.notes) ? view.notes : emptyNotes();
     this.where = "this browser";
   }
 
+  /** Read what is kept here, and with it what the page came with if that is news. */
   async read() {
     const stored = this.stored();
     this.revision = stored?.revision ?? 0;
+    const isNews = stored && ![stored.page ?? emptyNotes(), stored.notes, emptyNotes()].some((known) => sameNotes(known, this.page));
+    this.conflict = isNews ? this.page : null;
     return stored?.notes ?? null;
   }
 
   /** Save, or return what another tab saved meanwhile. */
   async save(notes) {
     const stored = this.stored();
-    if ((stored?.revision ?? 0) !== this.revision) return { conflict: stored.notes };
-    this.revision += 1;
-    this.write({ revision: this.revision, notes });
+    if (stored && stored.revision !== this.revision) return { conflict: stored.notes };
+    if (this.write({ revision: this.revision + 1, notes, page: this.page })) this.revision += 1;
     return {};
   }
 
@@ -63,11 +74,15 @@ export class BrowserNotes {
     }
   }
 
+  /** Write if there is a store with room, and say whether there is. */
   write(value) {
     try {
       localStorage.setItem(this.key, JSON.stringify(value));
+      this.where = "this browser";
+      return true;
     } catch {
       this.where = "this page only; save them as a file";
+      return false;
     }
   }
 }

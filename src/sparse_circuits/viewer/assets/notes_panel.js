@@ -40,7 +40,7 @@ function groups(view, app) {
 }
 
 function conflict(app) {
-  return h("div", { class: "warning", role: "alert" }, h("p", {}, "These notes were saved in another tab since they were read here. Nothing of yours or theirs is lost yet:"),
+  return h("div", { class: "warning", role: "alert" }, h("p", {}, `There are two versions of these notes: ${app.conflictIs}. Nothing of yours or theirs is lost yet:`),
     h("div", { class: "actions" }, h("button", { onclick: () => app.settle("merge") }, "Keep both"), h("button", { onclick: () => app.settle("mine") }, "Keep mine"), h("button", { onclick: () => app.settle("theirs") }, "Take theirs")));
 }
 

@@ -311,6 +311,7 @@ class Viewer {
         this.notes = { ...emptyNotes(), ...found };
         this.render();
       }
+      if (this.store.conflict) this.meet(this.store.conflict, "the page came with other notes than this browser has");
     } catch (error) {
       this.tell(`the notes could not be read: ${error.message}`);
     }
@@ -322,14 +323,17 @@ class Viewer {
     else this.drawGraphs();
     try {
       const { conflict } = await this.store.save(notes);
-      if (conflict) {
-        this.conflict = conflict;
-        this.change({ tab: "notes" });
-        this.tell("saved in another tab meanwhile: choose what to keep");
-      }
+      if (conflict) this.meet(conflict, "saved in another tab meanwhile");
     } catch (error) {
       this.tell(`the notes are not saved: ${error.message}`);
     }
+  }
+
+  /** Ask which of two readers' notes to keep. */
+  meet(theirs, how) {
+    Object.assign(this, { conflict: theirs, conflictIs: how });
+    this.change({ tab: "notes" });
+    this.tell(`${how}: choose what to keep`);
   }
 
   async settle(how) {
@@ -341,9 +345,18 @@ class Viewer {
 
   replaceNotes(notes) { this.keep(notes); }
 
+  /** Pin a node, or a group's nodes; unpin them if they are all pinned. */
   pin(name) {
     const { pinned } = this.notes;
-    this.keep({ ...this.notes, pinned: pinned.includes(name) ? pinned.filter((other) => other !== name) : [...pinned, name] });
+    const names = this.nodesOf(name);
+    const arePinned = names.every((one) => pinned.includes(one));
+    this.keep({ ...this.notes, pinned: arePinned ? pinned.filter((other) => !names.includes(other)) : [...new Set([...pinned, ...names])] });
+  }
+
+  /** The circuit's nodes that a name in the picture stands for: one, those of a folded group, or none. */
+  nodesOf(name) {
+    const group = this.notes.groups.find((one) => `group:${one.name}` === name);
+    return (group ? group.nodes : [name]).filter((one) => this.view.byName.has(one));
   }
 
   write(part, name, text) {
@@ -362,7 +375,7 @@ class Viewer {
 
   addGroup(name) {
     const pinned = this.notes.pinned.filter((other) => this.view.byName.has(other));
-    const nodes = pinned.length ? pinned : [this.state.node].filter(Boolean);
+    const nodes = pinned.length ? pinned : this.nodesOf(this.state.node);
     if (this.notes.groups.some((group) => group.name === name)) this.tell(`there is a group ${name} already`);
     else this.keep({ ...this.notes, groups: [...this.notes.groups, { name, nodes, is_folded: false }], pinned: [] });
   }

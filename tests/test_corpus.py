@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparse_circuits.configs import CorpusConfig
-from sparse_circuits.corpus import python_files, shards, text_files
+from sparse_circuits.corpus import bigram, python_files, shards, text_files
 from sparse_circuits.corpus.bigram import SMOOTHINGS, BigramCounts, baseline_losses, count_batches, count_corpus
 from sparse_circuits.corpus.idioms import documents
 from sparse_circuits.corpus.shards import Batches, Corpus, build
@@ -257,16 +259,27 @@ class FakeBatches:
         return self.rows[step * self.batch_size : (step + 1) * self.batch_size]
 
 
+def of_table(table: torch.Tensor) -> BigramCounts:
+    """Make counts of a table."""
+    occurred = table.flatten().nonzero().flatten()
+    return BigramCounts(len(table), occurred.numpy(), table.flatten()[occurred].double().numpy())
+
+
+def table_of(counts: BigramCounts) -> torch.Tensor:
+    """Return counts as a table."""
+    return counts.after(torch.arange(counts.n_vocab))
+
+
 def test_bigrams_are_counted_by_hand() -> None:
     batches = FakeBatches([[0, 1, 0, 1], [2, 2, 2, 2], [1, 0, 2, 0], [2, 2, 1, 0]], [0, 1, 0, 1], ["a", "b"], 2)
     counts = count_batches(batches, 3)  # pyright: ignore[reportArgumentType]
     # a: 0→1, 1→0, 0→1 and 1→0, 0→2, 2→0; never from one row to the next.
-    assert counts["a"].counts.tolist() == [[0, 2, 1], [2, 0, 0], [1, 0, 0]]
-    assert counts["b"].counts.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 4]]
+    assert table_of(counts["a"]).tolist() == [[0, 2, 1], [2, 0, 0], [1, 0, 0]]
+    assert table_of(counts["b"]).tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 4]]
 
 
 def test_smoothed_probabilities_by_hand() -> None:
-    counts = BigramCounts(torch.tensor([[0.0, 3.0], [1.0, 0.0]], dtype=torch.float64))
+    counts = of_table(torch.tensor([[0.0, 3.0], [1.0, 0.0]]))
     # Followers: 1 and 3, with half a count more each: 0.3 and 0.7. Row 0 at smoothing 2: (0 + 0.6) / 5, (3 + 1.4) / 5.
     expected = torch.tensor([[0.6 / 5, 4.4 / 5], [1.6 / 3, 1.4 / 3]])
     torch.testing.assert_close(counts.log_probability(2.0).exp(), expected)
@@ -277,7 +290,7 @@ def test_probabilities_of_a_row_add_up_to_one_also_where_nothing_was_seen(smooth
     counts = torch.randint(0, 5, (20, 20), generator=torch.Generator().manual_seed(0)).double()
     counts[3] = 0
     counts[:, 4] = 0
-    log_probability = BigramCounts(counts).log_probability(smoothing)
+    log_probability = of_table(counts).log_probability(smoothing)
     torch.testing.assert_close(log_probability.exp().sum(1), torch.ones(20))
     assert bool(log_probability.isfinite().all())
 
@@ -286,12 +299,12 @@ def test_a_chain_that_never_varies_has_a_loss_near_zero() -> None:
     windows = torch.arange(5).repeat(200).reshape(10, 100)
     counts = torch.zeros(5, 5, dtype=torch.float64)
     counts[torch.arange(5), (torch.arange(5) + 1) % 5] = 1e6
-    assert BigramCounts(counts).best_loss(windows) < 1e-4
+    assert of_table(counts).best_loss(windows) < 1e-4
 
 
 def test_nothing_counted_is_as_good_as_chance() -> None:
     windows = torch.randint(0, 8, (4, 50), generator=torch.Generator().manual_seed(0))
-    assert BigramCounts(torch.zeros(8, 8, dtype=torch.float64)).best_loss(windows) == pytest.approx(math.log(8))
+    assert of_table(torch.zeros(8, 8)).best_loss(windows) == pytest.approx(math.log(8))
 
 
 def test_the_best_loss_is_the_lowest_over_the_smoothings(built: tuple[Corpus, Path]) -> None:
@@ -304,24 +317,63 @@ def test_the_best_loss_is_the_lowest_over_the_smoothings(built: tuple[Corpus, Pa
     assert counts.best_loss(windows) == min(counts.loss(windows, smoothing) for smoothing in SMOOTHINGS)
 
 
+def test_a_shard_counted_in_parts_is_counted_whole(built: tuple[Corpus, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, _ = built
+    whole = count_corpus(corpus, ["idioms"])
+    monkeypatch.setattr(bigram, "N_COUNTED", 777)
+    parts = count_corpus(corpus, ["idioms"])
+    assert np.array_equal(whole.pairs, parts.pairs)
+    np.testing.assert_allclose(whole.counts, parts.counts)
+
+
+def test_a_vocabulary_as_large_as_a_table_could_not_be_is_counted() -> None:
+    counts = BigramCounts.of(np.array([[59_999, 3, 59_999, 3, 7]], dtype=np.uint16), 60_000)
+    assert counts.after(torch.tensor([3, 59_999]))[[0, 0, 1], [7, 59_999, 3]].tolist() == [1, 1, 2]
+    # 59,999 → 3 has 2 of 2 counts; 3 is 2.5 of all followers, of which there are 4 and half a one for each token.
+    share = (2 + 1.0 * 2.5 / 30_004) / (2 + 1.0)
+    assert counts.loss(torch.tensor([[59_999, 3]]), 1.0) == pytest.approx(-math.log(share))
+
+
+@given(st.data())
+def test_counts_agree_with_a_plain_table(data: st.DataObject) -> None:
+    n_vocab = data.draw(st.integers(2, 6))
+    rows = data.draw(st.lists(st.lists(st.integers(0, n_vocab - 1), min_size=5, max_size=5), min_size=1, max_size=6))
+    table = torch.zeros(n_vocab, n_vocab, dtype=torch.float64)
+    for row in rows:
+        for current, following in itertools.pairwise(row):
+            table[current, following] += 1
+    counts = BigramCounts.of(np.array(rows), n_vocab)
+    assert torch.equal(table_of(counts), table)
+    twice = BigramCounts.sum_of((counts, counts.times(3.0)), n_vocab)
+    assert torch.equal(table_of(twice), 4 * table)
+    tokens = torch.tensor(data.draw(st.lists(st.integers(0, n_vocab - 1), min_size=1, max_size=8)))
+    assert torch.equal(counts.after(tokens), table[tokens])
+    unigram = (table.sum(0) + 0.5) / (table.sum(0) + 0.5).sum()
+    expected = ((table + 3 * unigram) / (table.sum(1, keepdim=True) + 3)).log()
+    torch.testing.assert_close(counts.log_probability(3.0), expected.float())
+    windows = torch.tensor([tokens.tolist() * 2])
+    by_hand = [-float(expected[a, b]) for a, b in itertools.pairwise(windows[0].tolist())]
+    assert counts.loss(windows, 3.0) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-5)
+
+
 def test_the_baselines_are_the_tables_at_their_best(built: tuple[Corpus, Path]) -> None:
     corpus, code = built
     batches = batches_of(built, 40)
     counts = count_batches(batches, corpus.tokenizer.n_vocab)
-    together = BigramCounts(counts[str(code)].counts + counts["idioms"].counts)
+    together = BigramCounts.sum_of(counts.values(), corpus.tokenizer.n_vocab)
     for source in (str(code), "idioms"):
         windows = corpus.windows(source, "validation", context=CONTEXT, n_token=1000)
         baselines = baseline_losses(counts, source, windows)
         assert baselines == (together.best_loss(windows), counts[source].best_loss(windows))
-    assert float(together.counts.sum()) == 40 * 8 * (CONTEXT - 1)
+    assert together.counts.sum() == 40 * 8 * (CONTEXT - 1)
 
 
 def test_counts_of_a_corpus_weigh_its_sources_alike(built: tuple[Corpus, Path]) -> None:
     corpus, _ = built
-    alone = {name: count_corpus(corpus, [name]).counts for name in corpus.sources}
+    alone = {name: table_of(count_corpus(corpus, [name])) for name in corpus.sources}
     n_pair = {name: len(corpus.tokens(name, "train")) - 1 for name in corpus.sources}
     assert {name: float(counts.sum()) for name, counts in alone.items()} == n_pair
-    mixed = count_corpus(corpus, list(alone)).counts
+    mixed = table_of(count_corpus(corpus, list(alone)))
     weights = {name: sum(n + 1 for n in n_pair.values()) / 2 / (n_pair[name] + 1) for name in alone}
     torch.testing.assert_close(mixed, sum((weights[name] * alone[name] for name in weights), torch.zeros(())))
 

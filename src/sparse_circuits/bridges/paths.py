@@ -243,8 +243,12 @@ def _anchors(
 ) -> dict[str, Forward]:
     """Return the forward passes without a bridge, by name."""
     models = {DENSE: bridge.dense, "sparse model alone": bridge.sparse_stream, **others}
-    table = count_corpus(corpus, list(train.shares)).log_probability(1.0)
-    return {name: plain(model) for name, model in models.items()} | {"bigram table": lambda tokens: table[tokens]}
+    counts = count_corpus(corpus, list(train.shares))
+
+    def bigram(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
+        return counts.log_probability_after(tokens.flatten(), 1.0).unflatten(0, tokens.shape)
+
+    return {name: plain(model) for name, model in models.items()} | {"bigram table": bigram}
 
 
 def _transitions(

@@ -10,8 +10,10 @@ import torch
 
 import sparse_circuits as sc
 from sparse_circuits import cli, examples, training
-from sparse_circuits.checkpoint import latest_checkpoint
+from sparse_circuits.checkpoint import MODEL_NAME, latest_checkpoint, save_model
+from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import FormatError
+from sparse_circuits.model import Transformer
 
 
 @pytest.fixture
@@ -127,6 +129,29 @@ def test_a_quota_that_the_budget_cant_hold_is_refused_before_anything_is_written
     assert latest_checkpoint(tmp_path / "x") is None
 
 
+def test_a_prompt_beyond_the_context_is_told_whole(command):
+    prompt = "value = 1\n" * 60
+    code, out, err = command("generate", sc.example(), prompt, "--n-token", 0)
+    assert code == 0
+    assert out.startswith(prompt)
+    assert "the model reads the last 64" in err
+
+
+def test_a_task_that_the_model_can_not_read_is_told_without_its_card(command, tmp_path):
+    shape = ModelConfig(n_vocab=1024, n_ctx=8, n_layer=1, d_model=16, n_head=1, d_head=4, d_mlp=16, bigram="none")
+    model = Transformer(shape, sc.load(sc.example()).tokenizer)
+    save_model(model, tmp_path / "m" / MODEL_NAME, weights="plain")
+    model.tokenizer.save(tmp_path / "m" / "tokenizer.json")
+    code, out, _ = command("tasks", tmp_path / "m", "--task", "with_as")
+    assert code == 0
+    assert "the model's context 8" in out
+
+
+def test_ablation_values_that_a_circuit_has_are_not_silently_kept(command, tmp_path):
+    code, _, _ = command("verify", sc.example("circuits/single_double_quote"), "--ablation", "zero", "--out", tmp_path)
+    assert "has ablation values (mean): --ablation has no effect" in code
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -160,6 +185,7 @@ def test_what_is_not_there_is_said_in_one_line(command, monkeypatch, tmp_path, a
             "target_loss is inf, expected a finite number",
         ),
         (["view", "c", "--live", "--port", "70000"], "port is 70000, expected 0 to 65535"),
+        (["generate", "m", "def", "--n-token", "-1"], "n_token is -1, expected 0 or more"),
     ],
 )
 def test_a_flag_without_effect_or_out_of_range_is_said_before_anything_is_opened(

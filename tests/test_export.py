@@ -1,6 +1,7 @@
 """Circuits in other tools' formats: the numbers in them are the circuit's, and each file is what its tool reads."""
 
 import csv
+import dataclasses
 import json
 import os
 import sys
@@ -168,6 +169,16 @@ KINDS = {
 """What Neuronpedia's schema asks for."""
 
 
+def test_a_prompt_beyond_the_context_and_a_stream_that_is_no_sum_are_refused(example, tmp_path):
+    with pytest.raises(FormatError, match=r"the prompt has \d+ tokens, the model's context 64"):
+        sc.export(example, tmp_path / "g.json", "neuronpedia", prompt="value = 1\n" * 60)
+    config = dataclasses.replace(example.model.config, residual_activation="relu")
+    bent = sc.Transformer(config, example.model.tokenizer)
+    circuit = sc.Circuit.of_nodes(bent, example.keep, values=example.values, task=example.task)
+    with pytest.raises(FormatError, match="the stream of this model passes a nonlinearity"):
+        sc.export(circuit, tmp_path / "g.json", "neuronpedia")
+
+
 def test_neuronpedia_gets_what_its_schema_asks_for(example, tmp_path):
     graph = json.loads(sc.export(example, tmp_path / "g.json", "neuronpedia").read_text())
     records = (
@@ -229,6 +240,10 @@ def test_wrong_requests_are_told_what_would_be_right(circuit, tmp_path):
     (tmp_path / "there").touch()
     with pytest.raises(OutputExistsError, match="there is there already"):
         sc.export(circuit, tmp_path / "there", "mib")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table/edges.csv").touch()
+    with pytest.raises(OutputExistsError, match=r"edges\.csv is there already"):
+        sc.export(circuit, tmp_path / "table", "csv")
     with pytest.raises(OutputExistsError, match="mib writes one file"):
         sc.export(circuit, tmp_path, "mib")
     pairs = hand_built_task().split("select")

@@ -10,7 +10,15 @@ from hand_built import NODES, hand_built_model, hand_built_task, random_model, r
 from sparse_circuits import kernels, sparse_products
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError, TapError
-from sparse_circuits.mask_runs import PRICE_AT_LEAST, MaskParameters, MaskRun, Price, step_gates, surrogate_derivative
+from sparse_circuits.mask_runs import (
+    PRICE_AT_LEAST,
+    MaskParameters,
+    MaskRun,
+    Price,
+    excluded_nodes,
+    step_gates,
+    surrogate_derivative,
+)
 from sparse_circuits.masks import PROMOTION, _endless_batches, bytes_of_run, information_left, learn_masks
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import LEARNED_SHARES, Pruning, deciding_pairs, prune
@@ -136,6 +144,14 @@ def test_the_fast_kernels_end_at_the_masks_of_the_plain_ones():
         plain = learn_masks(model, [MaskRun(fit=fit, values=values, config=config)])
     assert 0.1 < float(plain.keep.float().mean()) < 0.98
     assert float((fast.keep == plain.keep).float().mean()) >= 0.99
+
+
+def test_with_an_excluded_channel_goes_the_one_that_is_tied_to_it():
+    space = NodeSpace.of(random_model().config)
+    config = PruneConfig(exclude=("0.attn.k:2", "0.mlp.act_in:1"))
+    assert space.names(excluded_nodes(space, config)) == ["0.attn.k:2", "0.mlp.act_in:1"]
+    tied = dataclasses.replace(config, ties_query_and_key=True)
+    assert space.names(excluded_nodes(space, tied)) == ["0.attn.q:2", "0.attn.k:2", "0.mlp.act_in:1"]
 
 
 def test_runs_with_different_numbers_of_steps_are_refused():

@@ -96,9 +96,7 @@ class MaskParameters:
         owner = torch.stack([_owner(space, config) for config in configs])
         self.owner = owner if any(config.ties_query_and_key for config in configs) else None
         self.n_owned = torch.zeros_like(initial).scatter_add_(1, owner, torch.ones_like(initial))
-        named = torch.stack([space.marked(config.exclude) for config in configs]).float()
-        # With a channel that is excluded goes the one that is tied to it.
-        self.excluded = torch.zeros_like(named).scatter_add_(1, owner, named).gather(1, owner) > 0
+        self.excluded = torch.stack([excluded_nodes(space, config) for config in configs])
         self.own = initial.masked_fill_(self.excluded, -1).requires_grad_()
         self.temperature = torch.tensor([[config.temperature] for config in configs])
         self.beta2 = torch.tensor([[config.beta2] for config in configs])
@@ -203,6 +201,14 @@ class Price:
 def _initial(space: NodeSpace, config: PruneConfig, generator: torch.Generator) -> Float[Tensor, " node"]:
     noise = torch.randn(space.n_node, generator=generator)
     return (config.init_bias + config.init_noise * noise).clamp(-1, 1)
+
+
+def excluded_nodes(space: NodeSpace, config: PruneConfig) -> Bool[Tensor, " node"]:
+    """Mark the nodes that must not be in the circuit: those named, and with a channel the one that is tied to it."""
+    owner = _owner(space, config)
+    goes = torch.zeros(space.n_node, dtype=torch.bool)
+    goes[owner[space.marked(config.exclude)]] = True
+    return goes[owner]
 
 
 def _owner(space: NodeSpace, config: PruneConfig) -> Int[Tensor, " node"]:

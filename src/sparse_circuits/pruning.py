@@ -19,7 +19,7 @@ from sparse_circuits.configs import PruneConfig
 from sparse_circuits.edges import require_whole
 from sparse_circuits.errors import PruneError
 from sparse_circuits.files import refuse_finished, sha256_of_json
-from sparse_circuits.mask_runs import MaskRun
+from sparse_circuits.mask_runs import MaskRun, excluded_nodes
 from sparse_circuits.masks import LearnedMasks, learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
@@ -144,7 +144,7 @@ class Pruning:
         is_bigram_solvable = float(self.goal(1.0).auroc(every_node)) > config.max_auroc
         self.max_auroc = 1.0 if is_bigram_solvable else config.max_auroc
         if config.needed_loss is not None:
-            excluded = NodeSpace.of(model.config).marked(config.exclude)
+            excluded = excluded_nodes(NodeSpace.of(model.config), config)
             self.needed = needed_nodes(self.without, config.needed_loss) & ~excluded
             self.say(f"{int(self.needed.sum())} nodes that the model can't be without")
 

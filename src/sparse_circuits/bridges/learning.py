@@ -17,6 +17,7 @@ from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residua
 from sparse_circuits.bridges.ridge import Moments, corpus_for, fit_ridge_, new_bridges, record_moments, text_batches
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.configs import BridgeConfig, OptimizerConfig, TrainConfig
+from sparse_circuits.configs.models import MAX_BIGRAM_VOCAB
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import ConfigError, DivergedError, FormatError
 from sparse_circuits.files import is_done, mark_done
@@ -129,7 +130,13 @@ def start_of(dense: Path, sparse: Path | None, train: TrainConfig | None) -> Tra
         return train
     found = open_residual(dense)
     context = min(SMALL.context, found.n_ctx)
-    shape = dataclasses.replace(SMALL.model, n_layer=found.n_sublayer // 2, n_vocab=found.n_vocab, n_ctx=context)
+    shape = dataclasses.replace(
+        SMALL.model,
+        n_layer=found.n_sublayer // 2,
+        n_vocab=found.n_vocab,
+        n_ctx=context,
+        bigram=SMALL.model.bigram if found.n_vocab <= MAX_BIGRAM_VOCAB else "none",
+    )
     return dataclasses.replace(SMALL, model=shape, context=context)
 
 
@@ -189,7 +196,7 @@ class _Trainer:
             self.model = initial_model(train, corpus)
         self.sparse = OwnModel(self.model)
         self.bridges = new_bridges(self.sparse, dense, config)
-        n_step = self.batches.n_step
+        n_step = train.n_step  # rates end at 0 there, before the extra step if there is one
         self.optimizer = Optimizer(self.model, optimizer=train.optimizer, sparsity=train.sparsity, n_step=n_step)
         self.bridge_optimizer = BridgeOptimizer(self.bridges, config=config, optimizer=train.optimizer, n_step=n_step)
         self.first_step = 0
@@ -266,8 +273,9 @@ class _Trainer:
         if not math.isfinite(losses.total) or losses.next_token > most:
             raise DivergedError(
                 f"the loss is {losses.total:.4g} at step {step} (next token {losses.next_token:.4g}): it diverged; "
-                f"{checkpoint.last_good(self.out)}: lower sparse_lr (now {self.train.optimizer.lr}) or lr "
-                f"(now {self.config.lr}) and start in another folder"
+                f"{checkpoint.last_good(self.out)}: lower the sparse model's rate (now {self.train.optimizer.lr}; "
+                f"sparse_lr, or that of a new model's own settings) or lr (now {self.config.lr}) and start in another "
+                "folder"
             )
 
     def save(self, step: int) -> None:

@@ -61,6 +61,8 @@ def verify(
     wanted = [name for name, asked in zip(COSTLY, (controls, uniqueness), strict=True) if asked]
     config = dataclasses.replace(config, checks=(*config.checks, *(n for n in wanted if n not in config.checks)))
     opened = Circuit.load(circuit, values=None if ablation is None else partial(_values, circuit, ablation))
+    if ablation is not None and "ablation" in opened.settings:
+        raise ConfigError(f"{circuit} has ablation values ({opened.settings['ablation']}): --ablation has no effect")
     report = check(
         opened,
         _task_of(opened.model, opened.task),

@@ -39,7 +39,7 @@ def tasks(
     names = [task] if task else None
     found = survey.describe_tasks(opened, names=names, seed=seed, corpus=corpus_of(opened, task))
     text = survey.tasks_table(found)
-    if task is not None:
+    if task is not None and "refused" not in found[task]:
         made = task_for(opened, task, seed)
         values = ablation_values(opened, "task_mean", fit=made.split("fit"), n_token=1)
         card = dataclasses.asdict(task_card(opened, made, values))

@@ -154,17 +154,22 @@ def generate(
     """Continue a prompt, and show the likeliest next tokens."""
     import torch
 
-    from sparse_circuits.errors import FormatError
+    from sparse_circuits.errors import ConfigError, FormatError
     from sparse_circuits.loading import load
 
+    if n_token < 0:
+        raise ConfigError(f"n_token is {n_token}, expected 0 or more")
     opened = load(model)
     if opened.tokenizer is None:
         raise FormatError(f"{model}: the model has no tokenizer.json, so text can't be given to it")
     ids = opened.tokenizer.encode(prompt.replace("\\n", "\n")) or [opened.tokenizer.end_of_text]
-    tokens = torch.tensor([ids[-opened.config.n_ctx :]])
+    n_unread = max(0, len(ids) - opened.config.n_ctx)
+    if n_unread:
+        say(f"the prompt has {len(ids)} tokens; the model reads the last {opened.config.n_ctx}")
+    tokens = torch.tensor([ids[n_unread:]])
     with torch.no_grad():
         top = opened(tokens)[0, -1].softmax(-1).topk(5)
-    continued = opened.tokenizer.decode(opened.generate(tokens, n_token)[0].tolist())
+    continued = opened.tokenizer.decode(ids[:n_unread] + opened.generate(tokens, n_token)[0].tolist())
     likeliest = {opened.tokenizer.show(int(t)): round(float(p), 4) for p, t in zip(*top, strict=True)}
     text = "\n".join([continued, "", *(f"{p:.3f}  {token!r}" for token, p in likeliest.items())])
     tell({"text": continued, "next": likeliest}, text, json=json)

@@ -54,8 +54,9 @@ def export(circuit: Circuit | Path | str, path: Path | str, format: str, **setti
             raise ConfigError(f"{format} has no setting {name!r}" + (did_you_mean(name, known) if known else ""))
     if path.is_dir() and format not in ("csv", "parquet"):
         raise OutputExistsError(f"{path} is a folder; {format} writes one file")
-    if path.is_file():
-        raise OutputExistsError(f"{path} is there already; name another or remove it")
+    for file in (path / f"nodes.{format}", path / f"edges.{format}") if path.is_dir() else (path,):
+        if file.is_file():
+            raise OutputExistsError(f"{file} is there already; name another or remove it")
     write(circuit if isinstance(circuit, Circuit) else Circuit.load(circuit), path, **settings)
     return path
 

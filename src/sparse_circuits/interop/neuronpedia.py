@@ -4,7 +4,8 @@ A node of the circuit stands at each position where it is active. A link is a li
 times weight, times attention where positions are crossed, times the norm's scale and gain where the stream is read.
 Before AbsTopK and the nonlinearity, the links into a node, the constants of ablated nodes and the bias add up to it.
 
-Lost are queries and keys (the pattern that they make is taken as it is), the bigram table, biases, ablated constants.
+Lost are queries and keys (the pattern that they make is taken as it is), the bigram table, biases, ablated constants;
+where a model has them, added position vectors and the mean that LayerNorm takes away.
 """
 
 import json
@@ -42,11 +43,14 @@ def write_neuronpedia(
         answers: Tokens whose logits are shown; those of the example if left out, else the likeliest.
 
     Raises:
-        FormatError: The model has no tokenizer, or there is neither prompt nor example, or an answer is not one token.
+        FormatError: The model has no tokenizer, or its stream is no sum of what is written; there is neither prompt nor
+            example, or the prompt exceeds the context, or an answer is not one token.
     """
     tokenizer, example = circuit.model.tokenizer, circuit.task.get("example")
     if tokenizer is None:
         raise FormatError("an attribution graph shows text, and the model has no tokenizer")
+    if circuit.model.config.residual_activation != "none":
+        raise FormatError("the stream of this model passes a nonlinearity, so what is read is no sum of links")
     if prompt is None:
         if not example:
             raise FormatError("the circuit's task has no example; give a prompt")
@@ -55,6 +59,8 @@ def write_neuronpedia(
     wanted = [tokenizer.token(answer) for answer in answers]
     if None in wanted or not ids:
         raise FormatError(f"not one token each: {answers}" if ids else "the prompt is empty")
+    if len(ids) > circuit.model.config.n_ctx:
+        raise FormatError(f"the prompt has {len(ids)} tokens, the model's context {circuit.model.config.n_ctx}")
     graph = attribution_graph(circuit, ids, [token for token in wanted if token is not None])
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(graph, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -135,7 +135,7 @@ def test_a_quick_bridge_to_a_folder_of_transformers_round_trips_and_trains(idiom
 
 @pytest.mark.parametrize(("n_vocab", "bigram"), [(8192, "learned"), (8193, "none")])
 def test_a_new_sparse_model_for_a_large_vocabulary_has_no_bigram_table(n_vocab, bigram, idioms_corpus, tmp_path):
-    config = transformers.GPT2Config(vocab_size=n_vocab, n_embd=8, n_layer=1, n_head=1, n_positions=12)
+    config = transformers.GPT2Config(vocab_size=n_vocab, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
     idioms_corpus.tokenizer.save(tmp_path / "tokenizer.json")
     found = start_of(tmp_path, None, None)

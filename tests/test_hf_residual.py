@@ -8,7 +8,7 @@ from bridge_models import random_model
 from test_bridges import gradients, plain_loss
 
 from sparse_circuits import training
-from sparse_circuits.bridges.learning import start_of, train_bridges
+from sparse_circuits.bridges.learning import train_bridges
 from sparse_circuits.bridges.maps import Bridge, Bridges
 from sparse_circuits.bridges.objective import backward
 from sparse_circuits.bridges.residual import OwnModel, ResidualModel, frozen, open_residual
@@ -131,15 +131,6 @@ def test_a_quick_bridge_to_a_folder_of_transformers_round_trips_and_trains(idiom
     assert Bridge.load(tmp_path / "trained").dense.hash == quick.dense.hash
     with pytest.raises(ConfigError, match="name a corpus"):
         train_bridges(settings, dense=tmp_path / "gpt2", sparse=tmp_path / "sparse", out=tmp_path / "other")
-
-
-@pytest.mark.parametrize(("n_vocab", "bigram"), [(8192, "learned"), (8193, "none")])
-def test_a_new_sparse_model_for_a_large_vocabulary_has_no_bigram_table(n_vocab, bigram, idioms_corpus, tmp_path):
-    config = transformers.GPT2Config(vocab_size=n_vocab, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    idioms_corpus.tokenizer.save(tmp_path / "tokenizer.json")
-    found = start_of(tmp_path, None, None)
-    assert (found.model.n_vocab, found.model.bigram) == (n_vocab, bigram)
 
 
 def test_what_is_no_such_model_is_refused(tmp_path):

@@ -17,7 +17,6 @@ from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residua
 from sparse_circuits.bridges.ridge import Moments, corpus_for, fit_ridge_, new_bridges, record_moments, text_batches
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.configs import BridgeConfig, OptimizerConfig, TrainConfig
-from sparse_circuits.configs.models import MAX_BIGRAM_VOCAB
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import ConfigError, DivergedError, FormatError
 from sparse_circuits.files import is_done, mark_done
@@ -130,13 +129,7 @@ def start_of(dense: Path, sparse: Path | None, train: TrainConfig | None) -> Tra
         return train
     found = open_residual(dense)
     context = min(SMALL.context, found.n_ctx)
-    shape = dataclasses.replace(
-        SMALL.model,
-        n_layer=found.n_sublayer // 2,
-        n_vocab=found.n_vocab,
-        n_ctx=context,
-        bigram=SMALL.model.bigram if found.n_vocab <= MAX_BIGRAM_VOCAB else "none",
-    )
+    shape = dataclasses.replace(SMALL.model, n_layer=found.n_sublayer // 2, n_vocab=found.n_vocab, n_ctx=context)
     return dataclasses.replace(SMALL, model=shape, context=context)
 
 

@@ -76,10 +76,10 @@ def verify(
         progress=terminal(),
         on_step=say,
     )
-    if out is not None:
-        opened.log_test_reading(circuit, "verify")
     tell(report.to_json(), str(report), json=json)
     wrote((out or circuit) / "report.json")
+    if out is not None:  # last, so that a circuit that can't be written to costs no report
+        opened.log_test_reading(circuit, "verify")
 
 
 def _task_of(model: Any, task: dict[str, Any]) -> Any:

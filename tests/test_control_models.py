@@ -1,5 +1,7 @@
 """Models that never learned: as many nonzeros where they were, and nothing of what was known."""
 
+import dataclasses
+
 import pytest
 import torch
 from hand_built import hand_built_model, random_model
@@ -7,7 +9,7 @@ from hand_built import hand_built_model, random_model
 import sparse_circuits as sc
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.control_models import KINDS, control_model, control_run
-from sparse_circuits.errors import FormatError
+from sparse_circuits.errors import ConfigError, FormatError, TapError
 from sparse_circuits.scoring import all_logit_differences, task_loss
 
 
@@ -54,8 +56,24 @@ def test_a_control_is_a_run_folder_that_is_made_once(tmp_path, quick_run, idioms
     model = sc.train(quick_run, corpus=idioms_corpus, out=tmp_path / "run")
     made = control_run(model, "shuffled", tmp_path / "control", seed=2)
     assert model_hash(made) == model_hash(control_model(model, "shuffled", seed=2))
-    assert model_hash(control_run(model, "shuffled", tmp_path / "control", seed=5)) == model_hash(made)
+    assert model_hash(control_run(model, "shuffled", tmp_path / "control", seed=2)) == model_hash(made)
     assert made.tokenizer is not None
+    for kind, seed in (("shuffled", 5), ("random", 2)):
+        with pytest.raises(ConfigError, match="holds a control of another model, kind or seed"):
+            control_run(model, kind, tmp_path / "control", seed=seed)
+    with torch.no_grad():
+        model.blocks[0].mlp.fc_in.weight[0, 0] += 1
+    with pytest.raises(ConfigError, match="holds a control of another model, kind or seed"):
+        control_run(model, "shuffled", tmp_path / "control", seed=2)
+
+
+def test_positions_that_nobody_learned_stay_and_a_packed_model_is_refused():
+    model = sc.Transformer(dataclasses.replace(random_model().config, positions="sinusoidal", d_position=4))
+    for kind in KINDS:
+        control = control_model(model, kind)
+        assert torch.equal(control.position_embedding.weight, model.position_embedding.weight)
+        with pytest.raises(TapError, match="is packed, and its whole weights are needed"):
+            control_model(sc.load(sc.example(), packed=True), kind)
 
 
 def test_a_model_without_a_run_folder_has_no_control_run(tmp_path):

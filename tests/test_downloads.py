@@ -1,10 +1,12 @@
 """Downloads from a server on this machine that breaks off, lies, or is not there."""
 
 import base64
+import errno
 import hashlib
 import http.server
 import io
 import shutil
+import ssl
 import threading
 from collections import namedtuple
 
@@ -155,6 +157,19 @@ def test_offline_the_command_for_another_machine_is_named(tmp_path, monkeypatch)
         downloads.download("csp_yolo1", mirror="http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="can't be reached"):
         downloads.download("csp_yolo1", mirror="no address")
+
+
+@pytest.mark.parametrize("broken", [OSError(errno.ENETUNREACH, "Network is unreachable"), ssl.SSLEOFError("EOF")])
+def test_a_network_that_goes_away_while_reading_is_told_as_one(broken, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise broken
+
+    monkeypatch.setattr(downloads, "_receive", fails)
+    with pytest.raises(DownloadError, match=r"can't be reached .*run `do it` where there is a network"):
+        downloads.fetch("https://somewhere", tmp_path / "file", command="do it")
+    monkeypatch.setattr(downloads, "_receive", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
+    with pytest.raises(PermissionError):
+        downloads.fetch("https://somewhere", tmp_path / "file", command="do it")
 
 
 def test_a_disk_that_is_too_small_is_told_before_and_a_full_one_keeps_what_came(server, tmp_path, monkeypatch):

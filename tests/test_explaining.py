@@ -147,6 +147,7 @@ def test_an_edit_is_told_as_the_python_that_makes_it():
         (("0.attn.v:0", "double"), "expected ablate, set, scale"),
         (("0.attn.v:0", "set", float("nan")), "finite"),
         (("0.attn.v:0", "set", 1.0, 9), "at token 9, the prompt has 3"),
+        (("0.attn.v:0", "set", 1.0, -1), "at token -1; tokens count from 0"),
     ],
 )
 def test_edits_that_can_not_be_made_are_refused(circuit, edit, message):

@@ -154,6 +154,7 @@ def test_no_file_is_served(live, path):
         ("/api/run", {"prompt": "a", "edits": [{"node": "9.attn.v:0", "action": "ablate"}]}, 400, "no location"),
         ("/api/run", {"prompt": "a", "edits": [{"node": "1.attn.v:0", "action": "rm"}]}, 400, "expected ablate"),
         ("/api/run", {"prompt": "a", "edits": [{**EDIT, "value": "1"}]}, 400, "expected a number"),
+        ("/api/run", {"prompt": "a", "edits": [{**EDIT, "value": 10**400}]}, 400, "expected a number"),
         ("/api/run", {"prompt": "a", "edits": [{**EDIT, "position": 50}]}, 400, "at token 50"),
         ("/api/run", {"prompt": "a", "edits": [{**EDIT, "value": float("nan")}]}, 400, "finite"),
         ("/api/run", {"prompt": "\ud800"}, 400, "lone surrogate"),

@@ -63,14 +63,21 @@ def test_cutting_its_edges_is_refused(both):
         pass
 
 
+@pytest.mark.parametrize("layout", ["packed", "plain", "release", "huggingface"])
+def test_converting_it_is_refused_before_anything_is_written(both, layout, tmp_path):
+    with pytest.raises(TapError, match="its whole weights are needed"):
+        sc.convert(both[1], tmp_path / "out", layout)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_opening_a_circuit_against_it_is_refused(both):
-    with pytest.raises(TapError, match="circuits need its edges"):
+    with pytest.raises(TapError, match="its whole weights are needed"):
         sc.Circuit.load(sc.example("circuits/single_double_quote"), both[1])
 
 
 def test_pruning_it_is_refused_before_anything_is_learned(both):
     task = sc.task("single_double_quote", both[1].tokenizer, sizes=SplitSizes(fit=8, select=4, test=4, hard=4))
-    with pytest.raises(TapError, match="circuits need its edges"):
+    with pytest.raises(TapError, match="its whole weights are needed"):
         sc.prune(both[1], task)
 
 

@@ -44,6 +44,7 @@ def test_a_fit_of_the_dilution_meets_zero_where_a_line_in_one_over_x_does() -> N
 
     points = [(float(x), 12 / x - 2) for x in (1, 2, 3, 4, 6, 8)]
     assert _diluted_failure(points) == pytest.approx(6)
+    assert _diluted_failure([(int(x), d) for x, d in points if x == int(x)]) == pytest.approx(6)
     assert _diluted_failure([(x, -d) for x, d in points]) is None  # it rises
     assert _diluted_failure([("a", 1.0), ("b", 2.0)]) is None  # words have no length
 

@@ -332,6 +332,9 @@ def test_densities_by_hand():
     assert matrix_density_at(80, n_step=100, config=linear) == pytest.approx(0.2)
     power = dataclasses.replace(linear, anneal="power_law", anneal_start_frac=0.01, anneal_stop_frac=1.0)
     assert matrix_density_at(10, n_step=100, config=power) == pytest.approx(0.2**0.5)
+    for config in (power, dataclasses.replace(linear, anneal_stop_frac=1.0)):
+        assert 0.2 < matrix_density_at(98, n_step=100, config=config) < 0.25
+        assert matrix_density_at(99, n_step=100, config=config) == 0.2, "what the last step leaves is the result"
     model = Transformer(ModelConfig(n_vocab=8, n_ctx=4, n_layer=1, d_model=4, n_head=1, d_head=4, d_mlp=4))
     embedding = next(b for b in budgets(model, linear) if b.name == "token_embedding.weight")
     assert density_at(embedding, 0.6, config=linear) == pytest.approx(0.8)

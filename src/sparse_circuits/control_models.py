@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 
 from sparse_circuits.ablation import is_run, run_of
-from sparse_circuits.checkpoint import save_checkpoint
-from sparse_circuits.errors import FormatError
-from sparse_circuits.files import is_done, mark_done
+from sparse_circuits.checkpoint import model_hash, save_checkpoint
+from sparse_circuits.edges import require_whole
+from sparse_circuits.errors import ConfigError, FormatError
+from sparse_circuits.files import is_done, mark_done, read_json
 from sparse_circuits.loading import load
 from sparse_circuits.model import Transformer
 from sparse_circuits.training import prepare_folder
@@ -23,7 +24,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 def control_model(model: Transformer, kind: Kind, *, seed: int = 0) -> Transformer:
     """Return a model that knows nothing, with as many nonzeros in each matrix.
 
-    The bigram table stays in either: it answers by the last token, which the two sides of a pair share.
+    The bigram table stays in either: it answers by the last token, which the two sides of a pair share. So do
+    sinusoidal positions, which nobody learned.
 
     Args:
         model: The trained model; it is not changed.
@@ -32,12 +34,17 @@ def control_model(model: Transformer, kind: Kind, *, seed: int = 0) -> Transform
             order, so every neuron and channel has the very weights that it had, from other sources; all else stays.
         seed: Decides places and values.
 
+    Raises:
+        TapError: The model is packed.
+
     Source: the controls are those that a replication of February 2026 asked for; how they are drawn is ours.
     """
+    require_whole(model)
     made = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
+    never_learned = {"bigram"} | ({"position_embedding.weight"} if model.config.positions == "sinusoidal" else set())
     for name, parameter in made.named_parameters():
-        if name == "bigram":
+        if name in never_learned:
             continue
         if parameter.ndim == 2:
             order = torch.rand(parameter.shape, generator=generator)
@@ -64,13 +71,18 @@ def control_run(model: Transformer, kind: Kind, out: Path | str, *, seed: int = 
 
     Raises:
         FormatError: The model comes from no run folder.
+        ConfigError: The folder holds a control of another model, kind or seed.
     """
     out = Path(out)
-    if not is_done(out):
+    what = {"control": {"model": model_hash(model), "kind": kind, "seed": seed}}
+    if is_done(out):
+        if read_json(out / "config.json").get("control") != what["control"]:
+            raise ConfigError(f"{out} holds a control of another model, kind or seed; name another folder or remove it")
+    else:
         if model.folder is None or not is_run(model.folder):
             raise FormatError("controls need the run folder of the model, for its settings and its corpus")
         config, corpus = run_of(model.folder)
-        prepare_folder(config, corpus, out)
+        prepare_folder(config, corpus, out, more=what)
         made, notes = control_model(model, kind, seed=seed), {"step": 0, "n_thread": torch.get_num_threads()}
         save_checkpoint(out, 0, made, {}, weights="packed", notes=notes)
         mark_done(out)

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -83,24 +84,30 @@ def fetch(address: str, path: Path, *, command: str, progress: TextIO | None = N
                 return
         except urllib.error.HTTPError as error:
             raise DownloadError(f"{address}: the server answers {error.code} {error.reason}") from None
-        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DownloadError(
+                    f"{part.file}: the disk is full after {size_text(part.n_byte)}; make room and run `{command}` again"
+                ) from None
+            if isinstance(error, OSError) and not _is_of_the_network(error):
+                raise
             if part.n_byte == before:
                 reason = getattr(error, "reason", None) or error
                 raise DownloadError(
                     f"{address}: can't be reached ({reason}); run `{command}` where there is a network, and copy "
                     f"{path.parent} to this machine"
                 ) from None
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DownloadError(
-                    f"{part.file}: the disk is full after {size_text(part.n_byte)}; make room and run `{command}` again"
-                ) from None
-            raise
     raise DownloadError(
         f"{address}: broke off after {size_text(part.n_byte)}"
         + (f" of {size_text(part.size)}" if part.size else "")
         + f"; run `{command}` again, it goes on from there"
     )
+
+
+def _is_of_the_network(error: OSError) -> bool:
+    """Say whether a connection could not be made, or broke."""
+    is_broken = isinstance(error, urllib.error.URLError | TimeoutError | ConnectionError | ssl.SSLError)
+    return is_broken or error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 
 
 def size_text(n_byte: int) -> str:

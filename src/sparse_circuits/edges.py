@@ -22,14 +22,14 @@ EDGE_ENDS = {
 
 
 def require_whole(model: Transformer) -> None:
-    """Refuse a packed model: it has no whole weights to look for edges in.
+    """Refuse a packed model, where whole weights are needed, such as to look for edges in.
 
     Raises:
         TapError: A linear map is packed.
     """
     for name, linear in model.linears().items():
         if linear.weight is None:
-            raise TapError(f"{name} is packed, and circuits need its edges; load the model with packed=False")
+            raise TapError(f"{name} is packed, and its whole weights are needed; load the model with packed=False")
 
 
 def edges_between(model: Transformer, keep: Bool[Tensor, " node"]) -> dict[str, Bool[Tensor, "target source"]]:

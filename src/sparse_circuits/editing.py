@@ -38,6 +38,8 @@ class NodeEdit:
             raise TapError(f"action is {self.action!r}, expected {', '.join(get_args(Action))}")
         if not math.isfinite(self.value):
             raise TapError(f"the value for {self.node} is {self.value}, expected a finite number")
+        if self.position is not None and self.position < 0:
+            raise TapError(f"the edit of {self.node} is at token {self.position}; tokens count from 0")
 
     def as_python(self) -> str:
         """Return the expression that makes it again."""

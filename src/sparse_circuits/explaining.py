@@ -81,7 +81,7 @@ class Explanation:
     """Every node outside the circuit at its ablation value."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON values; attention in the heads that have a node of the circuit."""
+        """Return all of it as JSON values, with the attention of all heads."""
         return {**dataclasses.asdict(self), "model": _trace_json(self.model), "circuit": _trace_json(self.circuit)}
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from sparse_circuits.configs import TrainConfig
@@ -95,6 +96,8 @@ def _profile_at(step: int, model: Transformer, optimizer: Optimizer, tokens: Ten
     floor = _median(_bare_products(model, tokens), n_step, tokens.device)
     parts = dict.fromkeys([*PARTS, "the rest"], 0.0)
     for event in seen.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel by its own name, whose time the operation that called it has as its device time
         own = event.self_device_time_total if tokens.device.type == "cuda" else event.self_cpu_time_total
         name = event.key
         part = next((p for p, starts in PARTS.items() if name.startswith(starts)), "the rest")

@@ -69,13 +69,13 @@ def matrix_density_at(step: int, *, n_step: int, config: SparsityConfig) -> floa
     if config.anneal == "none":
         return final
     start, stop = config.anneal_start_frac * n_step, config.anneal_stop_frac * n_step
+    if step >= min(stop, n_step - 1):  # the last step leaves the final density, however late annealing stops
+        return final
     if config.anneal == "linear":
-        progress = min(max((step - start) / (stop - start), 0.0), 1.0)
+        progress = max((step - start) / (stop - start), 0.0)
         return 1 + (final - 1) * (1 - (1 - progress) ** config.anneal_exponent)
     if step <= start:
         return 1.0
-    if step >= stop:
-        return final
     start = max(start, 1.0)
     progress = torch.tensor([step / start, stop / start], dtype=torch.float64).log()
     return float(final ** float(progress[0] / progress[1]))

@@ -266,7 +266,7 @@ def _first_failure(points: list[tuple[float | str, Answers]]) -> float | str | N
 
 def _diluted_failure(points: list[tuple[float | str, float]]) -> float | None:
     """Return where a + b / x, fitted by least squares to the first half of the points, falls to zero."""
-    known = [(x, d) for x, d in points[: max(3, (len(points) + 1) // 2)] if isinstance(x, float) and x > 0]
+    known = [(x, d) for x, d in points[: max(3, (len(points) + 1) // 2)] if not isinstance(x, str) and x > 0]
     if len(known) < 3:
         return None
     inverse = torch.tensor([[1.0, 1 / x] for x, _ in known], dtype=torch.double)

@@ -1,6 +1,7 @@
 """What the live page asks, one question at a time: a prompt with some nodes changed, or explained; a rule scored."""
 
 import dataclasses
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,11 @@ def _edits(asked: Any) -> list[NodeEdit]:
         if not isinstance(item, dict) or set(item) - {"node", "action", "value", "position"}:
             raise FormatError(f"an edit has node, action, value and position, not {item!r:.200}")
         value, position = item.get("value", 0.0), item.get("position")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or (isinstance(value, int) and abs(value) > sys.float_info.max)
+        ):
             raise FormatError(f"an edit's value is {value!r:.200}, expected a number")
         if position is not None and (isinstance(position, bool) or not isinstance(position, int) or position < 0):
             raise FormatError(f"an edit's position is {position!r:.200}, expected a token from 0")

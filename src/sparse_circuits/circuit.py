@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_circuits.checkpoint import load_arrays, model_hash, pack, save_arrays, unpack
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.edges import edges_between, require_whole, source_values
+from sparse_circuits.edges import edges_between, source_values
 from sparse_circuits.errors import FormatError, WrongModelError
 from sparse_circuits.files import is_done, mark_done, read_json, refuse_finished, write_json, written_whole
 from sparse_circuits.loading import load as load_model
@@ -246,7 +246,7 @@ class Circuit:
             )
         path = folder / "masks.safetensors"
         _, arrays = load_arrays(path, FORMAT, VERSION)
-        require_whole(model)
+        model.require_whole()
         n_node = NodeSpace.of(model.config).n_node
         if "values" not in arrays and values is not None:
             arrays["values"] = values(model).numpy()

@@ -8,7 +8,6 @@ import torch
 
 from sparse_circuits.ablation import is_run, run_of
 from sparse_circuits.checkpoint import model_hash, save_checkpoint
-from sparse_circuits.edges import require_whole
 from sparse_circuits.errors import ConfigError, FormatError
 from sparse_circuits.files import is_done, mark_done, read_json
 from sparse_circuits.loading import load
@@ -39,7 +38,7 @@ def control_model(model: Transformer, kind: Kind, *, seed: int = 0) -> Transform
 
     Source: the controls are those that a replication of February 2026 asked for; how they are drawn is ours.
     """
-    require_whole(model)
+    model.require_whole()
     made = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     never_learned = {"bigram"} | ({"position_embedding.weight"} if model.config.positions == "sinusoidal" else set())

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sparse_circuits import checkpoint
-from sparse_circuits.edges import require_whole
 from sparse_circuits.errors import ConfigError, OutputExistsError, did_you_mean
 from sparse_circuits.formats import hf_folder, official
 from sparse_circuits.loading import load
@@ -39,7 +38,7 @@ def convert(model: Transformer | Path | str, out: Path | str, layout: OutLayout 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputExistsError(f"{out} is not empty; name another folder or remove it")
     opened = model if isinstance(model, Transformer) else load(model)
-    require_whole(opened)
+    opened.require_whole()
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)

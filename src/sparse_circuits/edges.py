@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparse_circuits.errors import TapError
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.taps import EdgeCut
@@ -21,24 +20,13 @@ EDGE_ENDS = {
 """For each linear map of a layer: the location of its sources, and those of its targets in order."""
 
 
-def require_whole(model: Transformer) -> None:
-    """Refuse a packed model, where whole weights are needed, such as to look for edges in.
-
-    Raises:
-        TapError: A linear map is packed.
-    """
-    for name, linear in model.linears().items():
-        if linear.weight is None:
-            raise TapError(f"{name} is packed, and its whole weights are needed; load the model with packed=False")
-
-
 def edges_between(model: Transformer, keep: Bool[Tensor, " node"]) -> dict[str, Bool[Tensor, "target source"]]:
     """Return, by linear map, which weights are nonzero and join two kept nodes.
 
     Raises:
         TapError: The model is packed.
     """
-    require_whole(model)
+    model.require_whole()
     keeps = NodeSpace.of(model.config).split(keep)
     edges = {}
     for name, linear in model.linears().items():

@@ -343,6 +343,16 @@ class Transformer(Hooked, nn.Module):
             )
         }
 
+    def require_whole(self) -> None:
+        """Refuse a packed model, where whole weights are needed, such as to look for edges in.
+
+        Raises:
+            TapError: A linear map is packed.
+        """
+        for name, linear in self.linears().items():
+            if linear.weight is None:
+                raise TapError(f"{name} is packed, and its whole weights are needed; load the model with packed=False")
+
     def _activate(self, x: Tensor) -> Tensor:
         return x.relu() if self.config.residual_activation == "relu" else x
 

@@ -16,7 +16,6 @@ from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.completeness import needed_nodes
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.edges import require_whole
 from sparse_circuits.errors import PruneError
 from sparse_circuits.files import refuse_finished, sha256_of_json
 from sparse_circuits.mask_runs import MaskRun, excluded_nodes
@@ -121,7 +120,7 @@ class Pruning:
         folder: Path | None = None,
         progress: TextIO | None = None,
     ) -> None:
-        require_whole(model)
+        model.require_whole()
         self.model, self.task, self.config, self.progress = model, task, config, progress
         made_of = {"settings": sha256_of_json(config.to_json()), "task": task.hash, "model": model_hash(model)}
         self.unfinished = Unfinished(folder, made_of)

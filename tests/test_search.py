@@ -21,6 +21,10 @@ def run(out, n_trial, progress=None):
     )
 
 
+def stops(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_a_search_finds_the_known_circuit_and_goes_on_where_it_stopped(tmp_path):
     first = io.StringIO()
     assert run(tmp_path, 4, first).node_names() == NODES
@@ -35,9 +39,6 @@ def test_a_search_finds_the_known_circuit_and_goes_on_where_it_stopped(tmp_path)
 
 def test_a_search_interrupted_while_a_trial_is_told_keeps_its_mask(tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
-
-    def stops(*_, **__):
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, "tell", stops)
@@ -55,9 +56,6 @@ def test_a_broken_journal_is_kept_aside_and_begun_anew(tmp_path):
 
 
 def test_another_search_in_the_same_folder_is_refused_and_its_trials_are_not_mixed_in(tmp_path, monkeypatch):
-    def stops(*_, **__):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(search.Pruning, "cut_out", stops)
         with pytest.raises(KeyboardInterrupt):

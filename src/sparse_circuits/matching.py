@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from sparse_circuits.ablation import run_of
 from sparse_circuits.configs import MatchConfig, PruneConfig, SparsityConfig, TrainConfig
+from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import ConfigError, FormatError
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.loading import load
@@ -65,12 +66,8 @@ def match(
     target = _described(run, sparse)
 
     def loss_of(width: int) -> float:
-        folder, wanted = out / f"dense-{width}", dense_config(sparse, width, lr=config.lr)
-        if not is_done(folder):
-            say(progress, f"dense, d_model {width}")
-            train(wanted, corpus=corpus, out=folder, progress=progress)
-        elif run_of(folder)[0] != wanted:
-            raise ConfigError(f"{folder} was trained with other settings, such as lr; name another folder or remove it")
+        folder = out / f"dense-{width}"
+        _train_or_keep(folder, dense_config(sparse, width, lr=config.lr), corpus, progress)
         return _described(folder, sparse)["loss"]
 
     first = config.first_width or first_width(sparse, target["n_nonzero"])
@@ -89,14 +86,26 @@ def match(
     }
     if tasks:
         folders = {"sparse": run, **{f"dense-{width}": out / f"dense-{width}" for width in widths}}
-        surveys = {}
-        for name, folder in folders.items():
-            at = out / "circuits" / name
-            surveys[name] = prune_all(load(folder), at, prune_config, names=tasks, corpus=corpus, progress=progress)
+        prune_config = prune_config or PruneConfig()
+        surveys = {
+            name: prune_all(
+                load(folder), out / "circuits" / name, prune_config, names=tasks, corpus=corpus, progress=progress
+            )
+            for name, folder in folders.items()
+        }
         found["circuits"] = compare_circuits([*surveys.values()], weight)
-        _draw(surveys, found["circuits"]["tasks"], out / "curves.svg", (prune_config or PruneConfig()).target_loss)
+        _draw(surveys, found["circuits"]["tasks"], out / "curves.svg", prune_config.target_loss)
     write_json(out / "match.json", found)
     return found
+
+
+def _train_or_keep(folder: Path, config: TrainConfig, corpus: Corpus, progress: TextIO | None) -> None:
+    """Train a dense model, or keep the one that is there if it was trained with these settings."""
+    if not is_done(folder):
+        say(progress, f"dense, d_model {config.model.d_model}")
+        train(config, corpus=corpus, out=folder, progress=progress)
+    elif run_of(folder)[0] != config:
+        raise ConfigError(f"{folder} was trained with other settings, such as lr; name another folder or remove it")
 
 
 def dense_config(sparse: TrainConfig, width: int, *, lr: float) -> TrainConfig:

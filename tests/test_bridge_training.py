@@ -70,6 +70,14 @@ def test_twenty_steps_are_seven_an_interrupt_and_thirteen_bit_for_bit(bridged, d
     assert "validation_loss" in first[-1]
 
 
+def test_rates_end_at_zero_at_the_extra_step(dense_run, short, tmp_path):
+    train = dataclasses.replace(short, extra_step=True, optimizer=dataclasses.replace(short.optimizer, decay_lr=True))
+    train_bridges(CONFIG, dense=dense_run, out=tmp_path / "run", train=train)
+    records = read_records(tmp_path / "run/metrics.jsonl")
+    assert [r["step"] for r in records][-1] == 20
+    assert (records[-1]["lr"], records[-1]["bridge_lr"]) == (0, 0) != (records[-2]["lr"], records[-2]["bridge_lr"])
+
+
 def test_a_bridged_run_is_a_run_folder_and_a_bridge(bridged, dense_run):
     found = Bridge.load(bridged)
     assert found.dense.hash == OwnModel(load(dense_run)).hash

@@ -83,6 +83,17 @@ def test_all_rankings_are_measured_on_the_same_pairs_so_all_nodes_together_have_
         assert last == pytest.approx(tuple(row["curve"][-1]), rel=1e-4)
 
 
+def test_rankings_are_measured_by_the_loss_that_the_circuit_was_cut_for(tmp_path):
+    model, name = sc.load(sc.example()), "single_double_quote"
+    measured, loss_at_sizes = [], survey.loss_at_sizes
+    config = PruneConfig(n_step=40, cuts_edges=False, target_loss=0.6, max_auroc=1.0, goal="model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "loss_at_sizes", lambda *given: measured.append(loss_at_sizes(*given)) or measured[-1])
+        row = sc.prune_all(model, tmp_path, config, names=[name])["tasks"][name]
+    for loss in [curve[-1]["loss"] for curve in measured] + [row["curve"][-1][1]]:
+        assert loss == pytest.approx(0, abs=1e-5), "all nodes together are the model, which is what had to be matched"
+
+
 def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_reaches_the_target(
     tmp_path, untrained_run, monkeypatch
 ):

@@ -77,6 +77,15 @@ def test_a_hook_on_heads_sees_and_returns_heads(model):
     assert torch.equal(model.run_with_hooks(TOKENS, [("blocks.1.attn.hook_z", without_head_1)]), wanted)
 
 
+def test_hooks_of_gradients_fire_at_queries_keys_and_values_too():
+    model, fired = random_model(), []
+    for name in ("q", "k", "v", "resid_delta"):
+        site = getattr(model.blocks[0].attn, name)
+        site.register_full_backward_hook(lambda *_, name=name: fired.append(name))
+    model(torch.randint(model.config.n_vocab, (2, 6))).sum().backward()
+    assert sorted(fired) == ["k", "q", "resid_delta", "v"]
+
+
 def test_hooks_run_in_order_and_none_leaves_the_value(model):
     told = []
     hooks = [

@@ -129,7 +129,7 @@ def test_no_gradient_looks_ahead_either():
 def test_the_last_queries_behind_a_cache_are_the_references(batch, head, n_query, n_before, d, has_sink):
     q, k, v, _, sink = drawn((batch, head, n_before + n_query, d), seed=d)
     sink = sink if has_sink else None
-    assert cpu_attention.can_sink_attention(q[:, :, n_before:], k, v)
+    assert cpu_attention.can_sink_attention(q[:, :, n_before:], k, v, sink)
     found = cpu_attention.sink_attention(q[:, :, n_before:], k, v, sink)
     expected = reference.sink_attention(q[:, :, n_before:].double(), k.double(), v.double(), sink)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-6 * max(1.0, float(v.abs().max())))
@@ -147,14 +147,14 @@ def test_behind_a_cache_bad_values_show_as_in_the_reference(bad, where):
 
 
 def test_what_it_is_for_goes_through_it_and_the_rest_does_not():
-    q, k, v, _, _ = drawn((1, 1, LONG_ENOUGH, 16))
-    assert cpu_attention.can_sink_attention(q, k, v)
-    assert not cpu_attention.can_sink_attention(q.double(), k.double(), v.double())
-    assert not cpu_attention.can_sink_attention(q[:, :, -1:], k, v)
+    q, k, v, _, sink = drawn((1, 1, LONG_ENOUGH, 16))
+    assert cpu_attention.can_sink_attention(q, k, v, sink)
+    assert not cpu_attention.can_sink_attention(q.double(), k.double(), v.double(), sink)
+    assert not cpu_attention.can_sink_attention(q[:, :, -1:], k, v, sink)
     with torch.no_grad():  # generation behind a cache
-        assert cpu_attention.can_sink_attention(q[:, :, -1:], k, v)
+        assert cpu_attention.can_sink_attention(q[:, :, -1:], k, v, sink)
     for size in ((1, 1, LONG_ENOUGH - 1, 16), (1, 1, LONG_ENOUGH, cpu_attention.MAX_WIDTH + 1)):
-        assert not cpu_attention.can_sink_attention(*drawn(size)[:3])
+        assert not cpu_attention.can_sink_attention(*drawn(size)[:3], None)
 
 
 @given(st.floats(-126, 127, width=32))

@@ -131,6 +131,26 @@ def test_vectors_of_another_width_are_refused():
         kernels.packed_linear(torch.ones(1, 3), kernels.pack(torch.ones(2, 2)))
 
 
+def test_one_vector_alone_has_its_gradients_too():
+    weight, found = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]), []
+    for version in ("reference", "fastest"):
+        x, dense = torch.tensor([5.0, 6.0], requires_grad=True), weight.clone().requires_grad_()
+        with kernels.use(version):
+            kernels.packed_linear(x, kernels.pack(weight), None, dense=dense).sum().backward()
+        found += [x.grad, dense.grad]
+    assert [grad.tolist() for grad in found] == [[4, 6], [[5, 6]] * 3] * 2
+
+
+def test_values_changed_in_place_count_by_whichever_way_a_vector_goes():
+    weight = kernels.pack(torch.eye(4))
+    x = torch.ones(1, 4)
+    with torch.no_grad():
+        assert kernels.packed_linear(x, weight).tolist() == [[1.0] * 4]
+        weight.values.mul_(3)
+        for n_vector in (1, 40):
+            assert kernels.packed_linear(x.expand(n_vector, 4), weight).tolist() == [[3.0] * 4] * n_vector
+
+
 def model_of_density(density):
     torch.manual_seed(0)
     model = Transformer(ModelConfig(n_vocab=512, n_ctx=32, n_layer=2, d_model=128, n_head=4, d_head=16, d_mlp=512))

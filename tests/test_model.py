@@ -135,6 +135,26 @@ def test_a_run_behind_a_cache_is_the_end_of_the_whole_run(model: Transformer) ->
     assert_close(torch.cat((first, rest), 1), model.run(model.embed(tokens)))
 
 
+def test_sublayer_by_sublayer_behind_a_cache_is_the_end_of_the_whole_run(model: Transformer) -> None:
+    tokens = random_tokens()
+    for n_before in (1, tokens.shape[1] // 2, tokens.shape[1] - 1):
+        cache = [LayerCache() for _ in model.blocks]
+        n_sublayer = 2 * model.config.n_layer
+        model.run(model.embed(tokens[:, :n_before]), cache=cache)
+        x = model.embed(tokens[:, n_before:], offset=n_before)
+        for sublayer in range(n_sublayer):
+            x = model.run(x, sublayer, sublayer + 1, cache=cache)
+        x = model.run(x, n_sublayer, cache=cache)
+        assert_close(x, model.run(model.embed(tokens))[:, n_before:])
+
+
+def test_generating_from_nothing_or_less_than_nothing_is_refused(model: Transformer) -> None:
+    tokens = random_tokens()
+    for prompt, n_token in ((tokens[:, :0], 3), (tokens, -1)):
+        with pytest.raises(ValueError, match="expected 0 or more after 1 or more"):
+            model.generate(prompt, n_token)
+
+
 def test_tokens_beyond_the_context_are_refused(model: Transformer) -> None:
     assert model(random_tokens(1, 12)).shape == (1, 12, 30)
     with pytest.raises(ValueError, match="13 tokens exceed the model's context of 12"):

@@ -142,3 +142,14 @@ def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path):
     checkpoint.save_arrays(tmp_path / "c", {k: v for k, v in arrays.items() if k != "logit_bias"}, header)
     with pytest.raises(FormatError, match="has no tensor logit_bias"):
         load_packed(tmp_path / "c")
+
+
+def test_weights_of_another_type_are_refused_packed_or_whole(tmp_path):
+    source = next(sc.example().rglob("model.safetensors"))
+    header, arrays = checkpoint.load_arrays(source, checkpoint.FORMAT, checkpoint.VERSION)
+    for name in ("logit_bias", "blocks.0.mlp.fc_in.weight.values"):
+        path = tmp_path / name
+        checkpoint.save_arrays(path, arrays | {name: arrays[name].astype("float64")}, header)
+        for opened in (checkpoint.load_model, load_packed):
+            with pytest.raises(FormatError, match=f"{name.removesuffix('.values')} holds float64, expected float32"):
+                opened(path)

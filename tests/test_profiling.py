@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sparse_circuits import profiling
 from sparse_circuits.cli import main
 from sparse_circuits.errors import DeviceError
 from sparse_circuits.profiling import profile_training, table
@@ -21,6 +22,12 @@ def test_a_profile_has_both_ends_of_the_annealing_and_its_parts_add_up(idioms_co
     lines = table([dense, sparse]).splitlines()
     assert lines[0].split() == ["part", "of", "a", "step", "density", "1", "density", "0.5"]
     assert lines[-1].startswith("its dense matrix products alone")
+
+
+def test_time_between_operations_belongs_to_the_rest(idioms_corpus, quick_run, monkeypatch):
+    monkeypatch.setattr(profiling, "_median", lambda act, n_time, device: act() and 1000.0)
+    for found in profile_training(quick_run, corpus=idioms_corpus, n_step=1):
+        assert sum(found.parts.values()) == pytest.approx(1000)
 
 
 def test_a_device_that_is_not_there_is_named(idioms_corpus, quick_run):

@@ -132,11 +132,20 @@ def load_model(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
             raise FormatError(f"{path}: has no tensor {name}")
         if array.shape != tuple(tensor.shape):
             raise FormatError(f"{path}: {name} has shape {array.shape}, its config says {tuple(tensor.shape)}")
-        if array.dtype != np.float32:
-            raise FormatError(f"{path}: {name} holds {array.dtype}, expected float32")
+        check_type(array, name, str(path))
         loaded[name] = torch.from_numpy(array if array.flags.writeable else array.copy())
     model.load_state_dict(loaded, assign=True)
     return model.eval()
+
+
+def check_type(array: np.ndarray, name: str, where: str) -> None:
+    """Refuse weights that are not float32.
+
+    Raises:
+        FormatError: They are not.
+    """
+    if array.dtype != np.float32:
+        raise FormatError(f"{where}: {name} holds {array.dtype}, expected float32")
 
 
 def pack(array: np.ndarray) -> dict[str, np.ndarray]:

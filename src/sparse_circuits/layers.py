@@ -103,7 +103,8 @@ class AbsTopK(nn.Module):
     @property
     def is_idle(self) -> bool:
         """Whether nobody edits or reads here, be it by a tap, a hook of torch's, or in place of `forward` (nnsight)."""
-        is_watched = self._forward_hooks or self._forward_pre_hooks or "forward" in vars(self)
+        hooks = (self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks, self._backward_hooks)
+        is_watched = any(hooks) or "forward" in vars(self)
         return self.before.is_idle and self.after.is_idle and not is_watched
 
     def forward(self, x: Float[Tensor, "batch pos channel"]) -> Float[Tensor, "batch pos channel"]:

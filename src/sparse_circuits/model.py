@@ -217,7 +217,7 @@ class Transformer(Hooked, nn.Module):
         stop = 2 * self.config.n_layer if stop is None else stop
         if at is not None:
             self._refuse_whole_position_edits()
-        positions = self._position_vectors(x, cache)
+        positions = self._position_vectors(x, start, cache)
         for sublayer in range(start, stop):
             layer, is_mlp = divmod(sublayer, 2)
             block = cast(Block, self.blocks[layer])
@@ -289,7 +289,14 @@ class Transformer(Hooked, nn.Module):
 
         Returns:
             Prompt and continuation, (batch, pos + n_token).
+
+        Raises:
+            ValueError: The prompt is empty, or `n_token` negative.
         """
+        if tokens.shape[1] == 0 or n_token < 0:
+            raise ValueError(
+                f"{n_token} tokens after a prompt of {tokens.shape[1]}: expected 0 or more after 1 or more"
+            )
         cache, decoder, n_cached = None, None, 0
         for n_left in range(n_token, 0, -1):
             context = tokens[:, -self.config.n_ctx :]
@@ -356,10 +363,12 @@ class Transformer(Hooked, nn.Module):
     def _activate(self, x: Tensor) -> Tensor:
         return x.relu() if self.config.residual_activation == "relu" else x
 
-    def _position_vectors(self, x: Tensor, cache: list[LayerCache] | None) -> Tensor | None:
-        if not self.config.has_concatenated_positions:
+    def _position_vectors(self, x: Tensor, start: int, cache: list[LayerCache] | None) -> Tensor | None:
+        if not self.config.has_concatenated_positions or start == 2 * self.config.n_layer:
             return None
-        offset = cache[0].n_pos if cache else 0
+        offset = cache[start // 2].n_pos if cache else 0
+        if cache and start % 2 == 1:
+            offset -= x.shape[1]  # the attention before this MLP has added them
         return self.position_embedding.weight[None, offset : offset + x.shape[1]]
 
     def _refuse_whole_position_edits(self) -> None:

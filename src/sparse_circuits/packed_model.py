@@ -49,6 +49,7 @@ def load_packed(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
     for name, shape in shapes.items():
         if f"{name}.values" in arrays:
             checkpoint.check_packed(arrays, name, shape, str(path))
+            checkpoint.check_type(arrays[f"{name}.values"], name, str(path))
             values, columns, offsets = (torch.from_numpy(_taken(arrays, name, part)) for part in checkpoint.PARTS)
             packed = PackedWeight(values, columns, offsets, (shape[0], shape[1]))
             if _stays_packed(model, name):
@@ -60,6 +61,7 @@ def load_packed(path: Path, tokenizer: Tokenizer | None = None) -> Transformer:
         elif arrays[name].shape != shape:
             raise FormatError(f"{path}: {name} has shape {arrays[name].shape}, its config says {shape}")
         else:
+            checkpoint.check_type(arrays[name], name, str(path))
             whole[name] = torch.from_numpy(arrays.pop(name))
     model.load_state_dict(whole, strict=False, assign=True)
     return model.requires_grad_(False).eval()

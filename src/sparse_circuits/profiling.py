@@ -16,7 +16,7 @@ from sparse_circuits.footprint import check_memory, usable_device
 from sparse_circuits.model import Transformer
 from sparse_circuits.optimizer import Optimizer
 from sparse_circuits.tables import aligned
-from sparse_circuits.training import check_settings, initial_model, loss_and_gradients
+from sparse_circuits.training import MAX_GPU_TOKENS, check_settings, initial_model, loss_and_gradients
 
 PARTS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear", "_Linear"),
@@ -73,7 +73,7 @@ def profile_training(
     place = usable_device(device)
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     check_settings(config, corpus)
-    check_memory(config, place)
+    check_memory(config, place, max_token=MAX_GPU_TOKENS if place.type == "cuda" else None)
     model = initial_model(dataclasses.replace(config, bigram_init="zeros"), corpus).to(place)
     optimizer = Optimizer(model, optimizer=config.optimizer, sparsity=config.sparsity, n_step=config.n_step)
     generator = torch.Generator().manual_seed(config.seed)
@@ -92,7 +92,7 @@ def _profile_at(step: int, model: Transformer, optimizer: Optimizer, tokens: Ten
     whole = _median(act, n_step, tokens.device)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (tokens.device.type == "cuda")
     with profile(activities=activities) as seen:
-        act()
+        profiled = _median(act, 1, tokens.device)
     floor = _median(_bare_products(model, tokens), n_step, tokens.device)
     parts = dict.fromkeys([*PARTS, "the rest"], 0.0)
     for event in seen.key_averages():
@@ -102,6 +102,7 @@ def _profile_at(step: int, model: Transformer, optimizer: Optimizer, tokens: Ten
         name = event.key
         part = next((p for p, starts in PARTS.items() if name.startswith(starts)), "the rest")
         parts[part] += own / 1e6
+    parts["the rest"] += max(0.0, profiled - sum(parts.values()))  # between operations
     ordered = dict(sorted(parts.items(), key=lambda item: -item[1]))
     return StepProfile(density=density, step=whole, floor=floor, parts={p: s for p, s in ordered.items() if s > 0})
 

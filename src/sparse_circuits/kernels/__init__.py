@@ -64,6 +64,8 @@ def gated_topk(
     """Thin vectors out and set what is not let through to its value; see `reference.gated_topk`."""
     _check_count(n_keep, x.shape[-1])
     _check_runs(x, gate)
+    if gate.shape[1] != x.shape[-1] or value.shape not in (gate.shape, gate[:1].shape):
+        raise ValueError(f"gates {tuple(gate.shape)} and values {tuple(value.shape)} for {x.shape[-1]} channels")
     version = cpu_gate if not _forced_reference and cpu_gate.can_gated_topk(x, gate, value) else reference
     return version.gated_topk(x, gate, value, n_keep)
 
@@ -84,6 +86,10 @@ def linear_around(
 ) -> Float[Tensor, "batch pos target"]:
     """Map vectors that mostly equal `around`; see `reference.linear_around`."""
     _check_runs(x, around)
+    if not x.shape[-1] == weight.shape[1] == around.shape[1]:
+        raise ValueError(
+            f"vectors of width {x.shape[-1]} around {around.shape[1]} values don't fit {weight.shape[1]} sources"
+        )
     if not _forced_reference and cpu_around.can_linear_around(x, weight, bias):
         return cpu_around.linear_around(x, weight, bias, around)
     return reference.linear_around(x, weight, bias, around)
@@ -102,14 +108,21 @@ def sink_attention(
     sink: Float[Tensor, " head"] | None,
 ) -> Float[Tensor, "batch head query d_head"]:
     """Mix values causally, with an optional sink; see `reference.sink_attention`."""
+    if k.shape != v.shape or (sink is not None and sink.shape != (q.shape[1],)):
+        raise ValueError(
+            f"keys {tuple(k.shape)}, values {tuple(v.shape)} and sinks {sink if sink is None else tuple(sink.shape)} "
+            f"for queries {tuple(q.shape)}"
+        )
     for version in () if _forced_reference else (cpu_attention, cpu_fused, cuda):
-        if version.can_sink_attention(q, k, v):
+        if version.can_sink_attention(q, k, v, sink):
             return version.sink_attention(q, k, v, sink)
     return reference.sink_attention(q, k, v, sink)
 
 
 def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:
     """Return the mean loss of predicting the targets; see `reference.cross_entropy`."""
+    if logits.shape[:-1] != target.shape:
+        raise ValueError(f"targets {tuple(target.shape)} don't fit logits {tuple(logits.shape)}")
     version = cpu_loss if not _forced_reference and cpu_loss.can_cross_entropy(logits) else reference
     return version.cross_entropy(logits, target)
 

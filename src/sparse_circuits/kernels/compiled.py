@@ -1,9 +1,10 @@
-"""Modules of compiled loops: imported at their first use, and done without where that fails."""
+"""Modules of compiled loops: imported at their first use, done without where that fails, and joined to autograd."""
 
 import functools
 import importlib
 import warnings
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -12,6 +13,29 @@ MIN_PARALLEL = 1 << 15
 
 _causes: set[str] = set()
 """What has been warned of."""
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """A function whose backward pass leaves autograd, so that it has no second derivative.
+
+    torch's own `once_differentiable` is not enough: a second pass that asks for some inputs alone goes round what
+    would raise, and is wrong without a word. This one raises a RuntimeError when a graph of gradients is asked for.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        backward = cls.backward
+
+        @functools.wraps(backward)
+        def once(ctx: Any, *grads: torch.Tensor) -> Any:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    "the compiled kernels have no second derivatives, and create_graph=True asks for them; run forward "
+                    'and backward inside sparse_circuits.kernels.use("reference")'
+                )
+            return backward(ctx, *grads)
+
+        cls.backward = staticmethod(once)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
 
 
 def can_linear_around(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -31,7 +31,7 @@ def linear_around(
     return _LinearAround.apply(x, weight.detach(), None if bias is None else bias.detach(), around.detach())  # pyright: ignore[reportReturnType]
 
 
-class _LinearAround(torch.autograd.Function):
+class _LinearAround(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, around: Tensor) -> Tensor:
         ctx.save_for_backward(weight)

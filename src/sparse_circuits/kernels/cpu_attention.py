@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_circuits.kernels import reference
-from sparse_circuits.kernels.compiled import loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
 
 MIN_POS, MAX_POS = 16, 2048
 """Positions between which these loops are the faster ones; torch's fused attention is below, and further above not
@@ -21,11 +21,10 @@ MAX_WIDTH = 64
 """Entries of a head up to which they are: the widest that was compared."""
 
 
-def can_sink_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def can_sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> bool:
     """Say whether `sink_attention` takes these tensors."""
     return (
         all(x.device.type == "cpu" and x.dtype is torch.float32 for x in (q, k, v))
-        and k.shape == v.shape
         and q.numel() > 0
         and q.shape[-1] <= MAX_WIDTH
         and (_is_last(q, k) or (q.shape == k.shape and MIN_POS <= q.shape[-2] <= MAX_POS))
@@ -67,7 +66,7 @@ def _attend_last(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Float[Tensor,
     return out.transpose(1, 2)
 
 
-class _NarrowAttention(torch.autograd.Function):
+class _NarrowAttention(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
         q, k, v = _in_heads(q), _in_heads(k), _in_heads(v)

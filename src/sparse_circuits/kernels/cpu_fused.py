@@ -6,11 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_circuits.kernels.compiled import OnceDifferentiable
 
-def can_sink_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+
+def can_sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> bool:
     """Say whether `sink_attention` takes this input, and this torch has the fused operators.
 
-    They turn a NaN into zeros without a word, so input that is not finite goes to the reference.
+    They turn a NaN into zeros without a word, so input that is not finite goes to the reference; a sink of −∞ takes
+    nothing, and is none.
     """
     return (
         q.device.type == "cpu"
@@ -20,6 +23,7 @@ def can_sink_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
         and bool((q.detach().sum() + k.detach().sum() + v.detach().sum()).isfinite())
+        and (sink is None or bool((sink < torch.inf).all()))
     )
 
 
@@ -39,7 +43,7 @@ def sink_attention(
     return _SinkAttention.apply(q, k, v, sink)  # pyright: ignore[reportReturnType]
 
 
-class _SinkAttention(torch.autograd.Function):
+class _SinkAttention(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
 
 N_PART = 4
 """Parts that a run's rows are summed in, for threads to share; fixed, so that sums don't depend on their number."""
@@ -29,50 +29,60 @@ def gated_topk(
     n_keep: int,
 ) -> Float[Tensor, "batch pos channel"]:
     """Thin `x` out and set what is not let through to its value; see `reference.gated_topk`."""
-    if torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad):
+    if torch.is_grad_enabled() and (x.requires_grad or gate.requires_grad or value.requires_grad):
         return _GatedTopK.apply(x, gate, value, n_keep)  # pyright: ignore[reportReturnType]
-    x, gate, out = _in_rows(x), gate.detach().contiguous(), torch.empty(x.shape)
+    rows, gate, out = _in_rows(x), gate.detach().contiguous(), torch.empty(x.shape)
     is_open = gate != 0
     open_first = is_open.byte().argsort(descending=True, stable=True)
     offset = ((1 - gate) * value.detach()).contiguous()
     which = (is_open.sum(1).numpy(), open_first.numpy(), _flat(out))
-    _threads().forward_alone(*_rows(x, len(gate)), n_keep, gate.numpy(), offset.numpy(), *which)
+    _threads().forward_alone(*_memory(rows, len(gate)), n_keep, gate.numpy(), offset.numpy(), *which)
     return out
 
 
-class _GatedTopK(torch.autograd.Function):
+class _GatedTopK(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, value: Tensor, n_keep: int) -> Tensor:
-        x = _in_rows(x)
+        rows = _in_rows(x)
         gate, value = gate.detach().contiguous(), value.detach().contiguous()
-        out, keep = x.new_empty(x.shape), torch.empty(x.shape, dtype=torch.bool)
-        _threads().forward(
-            *_rows(x, len(gate)), n_keep, gate.numpy(), ((1 - gate) * value).numpy(), _flat(out), _flat(keep)
-        )
-        ctx.save_for_backward(x, gate, value, keep)
+        out, keep = x.new_empty(x.shape), torch.empty(rows.shape, dtype=torch.bool)
+        offset = ((1 - gate) * value).numpy()
+        _threads().forward(*_memory(rows, len(gate)), n_keep, gate.numpy(), offset, _flat(out), keep.numpy())
+        ctx.save_for_backward(rows, gate, value, keep)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, gate, value, keep = ctx.saved_tensors
-        grad_x, by_gate = x.new_empty(x.shape), gate.new_zeros(len(gate), N_PART, gate.shape[-1])
-        grad = _flat(grads[0].contiguous())
-        arguments = (_flat(keep), gate.numpy(), value.numpy(), _flat(grad_x), by_gate.numpy())
-        _threads().backward(grad, *_rows(x, len(gate)), *arguments)
-        return grad_x, by_gate.sum(1), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        rows, gate, value, keep = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        by_x, by_gate = torch.empty_like(grad), gate.new_zeros(len(gate), N_PART, gate.shape[-1])
+        arguments = (keep.numpy(), gate.numpy(), value.numpy(), _flat(by_x), by_gate.numpy())
+        _threads().backward(_flat(grad), *_memory(rows, len(gate)), *arguments)
+        by_value = None
+        if ctx.needs_input_grad[2]:
+            by_run = (1 - gate) * grad.view(len(gate), -1, gate.shape[-1]).sum(1)
+            by_value = by_run.sum_to_size(value.shape)
+        return by_x, by_gate.sum(1), by_value, None
 
 
 def _in_rows(x: Tensor) -> Tensor:
-    """Return x (batch, pos, channel), copied if its rows do not lie at equal distances, such as those of q, k and v."""
-    is_in_rows = x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1) and x.stride(1) >= x.shape[-1]
-    return x.detach() if is_in_rows else x.detach().contiguous()
+    """Return x (batch, pos, channel) as rows (batch · pos, channel), copied where memory has them at unequal distances.
+
+    Those of q, k and v, which lie side by side, are not.
+    """
+    rows = x.detach().reshape(-1, x.shape[-1])
+    return (
+        rows
+        if rows.stride(1) == 1 and rows.stride(0) >= rows.shape[1]
+        else rows.clone(memory_format=torch.contiguous_format)
+    )
 
 
-def _rows(x: Tensor, n_run: int) -> tuple[Any, int, int]:
-    """Return the memory of x (batch, pos, channel) as one vector, how far its rows are apart, and the rows of a run."""
-    n_row, stride = x.shape[0] * x.shape[1], x.stride(1)
-    memory = x.as_strided(((n_row - 1) * stride + x.shape[-1],), (1,))
-    return memory.numpy(), stride, n_row // n_run
+def _memory(rows: Tensor, n_run: int) -> tuple[Any, int, int]:
+    """Return the memory of rows as one vector, how far they are apart, and the rows of a run."""
+    stride = rows.stride(0)
+    memory = rows.as_strided(((len(rows) - 1) * stride + rows.shape[1],), (1,))
+    return memory.numpy(), stride, len(rows) // n_run
 
 
 def _flat(x: Tensor) -> Any:

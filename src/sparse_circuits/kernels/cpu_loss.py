@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
 
 
 def can_cross_entropy(logits: Tensor) -> bool:
@@ -25,7 +25,7 @@ def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"
     return _CrossEntropy.apply(logits, target)  # pyright: ignore[reportReturnType]
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _CrossEntropy(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
         logits, target = logits.detach().contiguous(), target.contiguous()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import MIN_PARALLEL, loops
+from sparse_circuits.kernels.compiled import MIN_PARALLEL, OnceDifferentiable, loops
 from sparse_circuits.kernels.packed import PackedWeight
 
 _N_FEW = 16
@@ -78,7 +78,7 @@ def packed_linear(
     return _PackedLinear.apply(x, weight, bias, dense)  # pyright: ignore[reportReturnType]
 
 
-class _PackedLinear(torch.autograd.Function):
+class _PackedLinear(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: PackedWeight, bias: Tensor | None, dense: Tensor | None) -> Tensor:
         ctx.weight = weight
@@ -88,10 +88,10 @@ class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
         (x,), grad = ctx.saved_tensors, grads[0].contiguous()
-        flat = grad.flatten(0, -2)
+        flat = grad.view(-1, grad.shape[-1])
         grad_x = _map(grad, transposed(ctx.weight), None) if ctx.needs_input_grad[0] else None
         grad_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
-        grad_dense = flat.T @ x.flatten(0, -2) if ctx.needs_input_grad[3] else None
+        grad_dense = flat.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[3] else None
         return grad_x, None, grad_bias, grad_dense
 
 

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_circuits.kernels.compiled import OnceDifferentiable
+
 MIN_PRODUCTS = 1 << 24
 """Multiplications from which on the call costs less than it saves."""
 
@@ -41,7 +43,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -51,6 +53,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (x, weight), grad = ctx.saved_tensors, grads[0].contiguous()
         by_x = product(grad, weight.T) if ctx.needs_input_grad[0] else None
-        by_weight = F.linear(grad.flatten(0, -2).T, x.flatten(0, -2).T) if ctx.needs_input_grad[1] else None
-        by_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        flat = grad.view(-1, grad.shape[-1])
+        by_weight = F.linear(flat.T, x.reshape(-1, x.shape[-1]).T) if ctx.needs_input_grad[1] else None
+        by_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
         return by_x, by_weight, by_bias

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import MIN_PARALLEL, loops
+from sparse_circuits.kernels.compiled import MIN_PARALLEL, OnceDifferentiable, loops
 
 _NO_MARKS = np.empty((0, 0), dtype=np.bool_)
 """Handed to loops that need not mark what they keep."""
@@ -30,7 +30,7 @@ def abs_topk(x: Float[Tensor, "*batch channel"], n_keep: int) -> Float[Tensor, "
     return _thinned_out(x, n_keep, None).to(x.dtype)
 
 
-class _AbsTopK(torch.autograd.Function):
+class _AbsTopK(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, x: Tensor, n_keep: int) -> Tensor:
         keep = torch.empty(x.shape, dtype=torch.bool)
@@ -41,7 +41,7 @@ class _AbsTopK(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
         if grads[0].dtype is not torch.float32:
-            return grads[0] * keep, None
+            return torch.where(keep, grads[0], 0.0), None
         grad = grads[0].contiguous()
         out = torch.empty_like(grad)
         if grad.numel():

@@ -15,13 +15,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_circuits.kernels import reference
-from sparse_circuits.kernels.compiled import give_up
+from sparse_circuits.kernels.compiled import OnceDifferentiable, give_up
 
 MAX_WIDTH = 16_384
 """Longest vector that one program holds in its registers."""
 
 _N_BIN = (2048, 1024, 1024)
 """Bins of the three passes of the projection: 11, 10 and 10 bits of a magnitude's 31."""
+
+MAX_FLASH_WIDTH = 256
+"""Widest head that torch's flash attention takes."""
+
+FIRST_FLASH = (8, 0)
+"""Compute capability from which on torch has flash attention: Ampere."""
 
 _BLOCK = 4096
 """Entries that a program of the projection looks at together."""
@@ -70,7 +76,7 @@ def top_k_mask(x: Float[Tensor, "*batch channel"], n_keep: int) -> Bool[Tensor, 
     return _values_and_mask(x.detach(), n_keep)[1]
 
 
-class _AbsTopK(torch.autograd.Function):
+class _AbsTopK(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, x: Tensor, n_keep: int) -> Tensor:
         out, keep = _values_and_mask(x.detach(), n_keep)
@@ -88,16 +94,17 @@ def _values_and_mask(x: Tensor, n_keep: int) -> tuple[Tensor, Tensor]:
     out, keep = torch.empty_like(rows), torch.empty(rows.shape, dtype=torch.bool, device=x.device)
     if rows.numel():
         block = _power_of_two(width)
-        _loops().abs_topk_rows[(rows.numel() // width,)](
-            rows,
-            out,
-            keep.view(torch.int8),
-            n_keep,
-            width,
-            BLOCK=block,
-            IS_HALF=x.dtype is not torch.float32,
-            num_warps=min(8, max(1, block // 1024)),
-        )
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            _loops().abs_topk_rows[(rows.numel() // width,)](
+                rows,
+                out,
+                keep.view(torch.int8),
+                n_keep,
+                width,
+                BLOCK=block,
+                IS_HALF=x.dtype is not torch.float32,
+                num_warps=min(8, max(1, block // 1024)),
+            )
     return out, keep
 
 
@@ -137,7 +144,21 @@ def keep_largest_many_(jobs: Sequence[tuple[Tensor, int, int, int]]) -> None:
     state[:, 1] = table[:, 5].to(torch.int32)
     counts = torch.zeros(len(jobs), 2048, dtype=torch.int32, device=device)
     n_tie = torch.zeros(len(jobs), dtype=torch.int32, device=device)
-    loops = _loops()
+    with torch.cuda.device_of(table):
+        _launch(jobs, table, state, counts, n_tie, least, last)
+
+
+def _launch(
+    jobs: Sequence[tuple[Tensor, int, int, int]],
+    table: Tensor,
+    state: Tensor,
+    counts: Tensor,
+    n_tie: Tensor,
+    least: Tensor,
+    last: Tensor,
+) -> None:
+    """Protect each neuron's largest, find the last entry to keep, zero what is below it, and drop ties."""
+    device, loops = table.device, _loops()
     for long in sorted({_power_of_two(_entries(job)) for job in jobs if job[2]}):
         mine = [i for i, job in enumerate(jobs) if job[2] and _power_of_two(_entries(job)) == long]
         side = max(1, min(16, 32_768 // long))
@@ -163,7 +184,7 @@ def _power_of_two(n: int) -> int:
     return 1 << max(4, (n - 1).bit_length())
 
 
-def can_sink_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def can_sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> bool:
     """Say whether `sink_attention` takes this input: half precision, where torch has its fused operators.
 
     Whether values are finite is not asked, as on a CPU: the answer would make the host wait.
@@ -174,6 +195,8 @@ def can_sink_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and q.shape == k.shape
         and q.numel() > 0
         and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= MAX_FLASH_WIDTH
+        and torch.cuda.get_device_capability(q.device) >= FIRST_FLASH
         and not torch.compiler.is_compiling()
         and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_backward")
     )
@@ -191,7 +214,7 @@ def sink_attention(
     return _SinkAttention.apply(q, k, v, sink)  # pyright: ignore[reportReturnType]
 
 
-class _SinkAttention(torch.autograd.Function):
+class _SinkAttention(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
         out, lse, *rest = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)

@@ -25,6 +25,9 @@ class PackedWeight:
     shape: tuple[int, int]
     """Targets and sources."""
 
+    _turned: "dict[int, PackedWeight | None]" = dataclasses.field(default_factory=dict, init=False, repr=False)
+    """What `turned` was when values had been changed so many times."""
+
     @functools.cached_property
     def arrays(self) -> tuple[Any, Any, Any]:
         """Values, columns and offsets as NumPy arrays that share their memory; on the CPU."""
@@ -35,13 +38,18 @@ class PackedWeight:
         """The row of each nonzero as a NumPy array, int32; on the CPU."""
         return self.indices().to(torch.int32).numpy()
 
-    @functools.cached_property
+    @property
     def turned(self) -> "PackedWeight | None":
         """The matrix (source, target), to be read column by column; None if a value is not finite.
 
-        Only of finite values may one be left out that is multiplied with zero.
+        Only of finite values may one be left out that is multiplied with zero. It is made once, and again after values
+        were changed in place.
         """
-        return transposed(self) if bool(self.values.isfinite().all()) else None
+        n_change = 0 if self.values.is_inference() else self.values._version
+        if n_change not in self._turned:
+            self._turned.clear()
+            self._turned[n_change] = transposed(self) if bool(self.values.isfinite().all()) else None
+        return self._turned[n_change]
 
     def indices(self) -> Int[Tensor, " nonzero"]:
         """Return the target of each nonzero, int64."""

@@ -51,7 +51,8 @@ def gated_topk(
 ) -> Float[Tensor, "batch pos channel"]:
     """Thin vectors out, then let channels through or set them to a value: gate · abs_topk(x) + (1 − gate) · value.
 
-    A gate is 0 or 1; its gradient is that of this line.
+    A gate is 0 or 1; its gradient is that of this line. What is not finite behind a closed gate may be left out, or may
+    make NaN.
 
     Args:
         x: Runs one after the other along `batch`, equally many rows each.
@@ -60,8 +61,7 @@ def gated_topk(
         n_keep: See `abs_topk`.
     """
     runs = abs_topk(x, n_keep).unflatten(0, (len(gate), -1))  # (run, batch of a run, pos, channel)
-    n_time = len(gate) // len(value)
-    gate, value = gate[:, None, None], value.repeat(n_time, 1)[:, None, None]
+    gate, value = gate[:, None, None], value[:, None, None]
     return (gate * runs + (1 - gate) * value).flatten(0, 1)
 
 
@@ -148,7 +148,7 @@ def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"
     Raises:
         IndexError: A target is outside its range.
     """
-    return F.cross_entropy(logits, target)
+    return F.cross_entropy(logits, target, ignore_index=torch.iinfo(target.dtype).min)  # by default −100 is left out
 
 
 def keep_largest_(weight: Float[Tensor, "..."], n_keep: int, *, n_alive: int = 0, neuron_axis: int = 0) -> None:
@@ -230,4 +230,4 @@ class _GradientOnly(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         (x,) = ctx.saved_tensors
-        return None, grads[0].flatten(0, -2).T @ x.flatten(0, -2)
+        return None, grads[0].reshape(-1, grads[0].shape[-1]).T @ x.reshape(-1, x.shape[-1])

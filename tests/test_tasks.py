@@ -18,7 +18,7 @@ from sparse_circuits.corpus.idioms import IDIOMS, documents
 from sparse_circuits.corpus.shards import build
 from sparse_circuits.errors import TaskError
 from sparse_circuits.tasks import BEHAVIOURS, sampling, task
-from sparse_circuits.tasks.contexts import UNSEEN
+from sparse_circuits.tasks.contexts import UNSEEN, Snippet
 from sparse_circuits.tasks.pairs import Form, Level, PairFilter, Pairs, Side, Task, TextPair, collect
 from sparse_circuits.tasks.sampling import SplitSizes
 from sparse_circuits.tokenizer import Tokenizer
@@ -176,6 +176,41 @@ def test_each_kind_of_answer_is_asked_equally_often_in_each_template(name: str, 
                 kinds = Counter(pairs.answers[chosen].flatten().tolist())
                 assert len(kinds) == 2
                 assert len(set(kinds.values())) == 1
+
+
+def test_only_sites_in_what_a_template_is_about_count() -> None:
+    """A loop in the lines before belongs to the template that is about such loops, and they may be in another split."""
+    behaviour, before, after = BEHAVIOURS["for_while"], "def f(rows):\n    for row in rows:\n", "    for cell in f:\n"
+    code = Snippet(
+        before=f"{before}        pass\n", piece="    while ready:\n        pass\n", after=f"{after}        pass\n"
+    )
+    assert len(list(behaviour.sites(code.text))) == 3
+    drawn = sampling._drawn_pairs(behaviour, {"it": lambda rng: code}, "i", "plain", random.Random(0))
+    for _, pair in zip(range(20), drawn, strict=False):
+        assert [side.prompt for side in pair.sides] == [f"{code.before}    for ready", f"{code.before}    while ready"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        ("final_kwarg", "def f(self):\n", {"pad": "", "name": "f", "owner": "self"}),
+        (
+            "final_kwarg",
+            "    def f(cls, a=None, b):\n",
+            {"pad": "    ", "name": "f", "owner": "cls", "names": "a=None, b"},
+        ),
+        ("final_kwarg", "def f(selfish):\n", {"pad": "", "name": "f", "names": "selfish"}),
+        ("final_kwarg", "def f():\n", None),
+        ("for_while", "while True:\n", None),
+        ("for_while", "while 1:\n", None),
+        ("for_while", "while Trues:\n", {"pad": "", "item": "Trues"}),
+        ("while_return_true", "    return True\n    pass\n", None),
+        ("while_return_true", "        return True\n    pass\n", {"pad": "        "}),
+        ("while_return_true", "        return True\n\n\ndef f", None),
+    ],
+)
+def test_sites_are_where_both_sides_are_natural_code(name: str, text: str, parts: dict[str, str] | None) -> None:
+    assert [site.parts for site in BEHAVIOURS[name].sites(text)] == ([] if parts is None else [parts])
 
 
 @pytest.mark.parametrize("name", NAMES)

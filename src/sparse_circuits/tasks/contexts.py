@@ -42,17 +42,48 @@ SITUATIONS: dict[str, Piece] = {
 """Statements that the idioms put before a construct: the model saw them there."""
 
 
-def in_situation(idiom: str, situation: str) -> Callable[[Random], str]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snippet:
+    """Code drawn from a template, and which part of it the template is about."""
+
+    before: str
+    """Code that leads up to it."""
+
+    piece: str
+    """What it is about: the idiom that calls for the behaviour."""
+
+    after: str = ""
+    """Code behind it."""
+
+    @property
+    def text(self) -> str:
+        """All of the code."""
+        return f"{self.before}{self.piece}{self.after}"
+
+    def is_about(self, place: int) -> bool:
+        """Say whether a place in the text lies in the piece."""
+        return 0 <= place - len(self.before) < len(self.piece)
+
+
+Template = Callable[[Random], Snippet]
+"""Draws code."""
+
+
+def in_situation(idiom: str, situation: str) -> Template:
     """Make a sampler of an idiom right after a statement of the given kind, as the corpus has it."""
     before = SITUATIONS[situation]
 
-    def sample(rng: Random) -> str:
+    def sample(rng: Random) -> Snippet:
         if idiom not in BLOCKS:  # a top-level idiom
             above = before(rng, "", arguments(rng))
-            return f"{above}\n\n{IDIOMS[idiom](rng)}" if above else IDIOMS[idiom](rng)
+            return Snippet(before=f"{above}\n\n" if above else "", piece=IDIOMS[idiom](rng))
         names = arguments(rng)
         head = f"def {function_name(rng)}({', '.join(names)}):\n"
-        return f"{head}{before(rng, '    ', names)}{BLOCKS[idiom](rng, '    ', names)}    return {names[0]}\n"
+        return Snippet(
+            before=head + before(rng, "    ", names),
+            piece=BLOCKS[idiom](rng, "    ", names),
+            after=f"    return {names[0]}\n",
+        )
 
     return sample
 
@@ -70,11 +101,12 @@ class Context:
     after: str = ""
     """Code after it."""
 
-    def around(self, piece: Piece, rng: Random) -> str:
+    def around(self, piece: Piece, rng: Random) -> Snippet:
         """Draw names, and put a piece into the hole."""
         noun, other = rng.sample(words.NOUNS, 2)
         inside = piece(rng, self.pad, [noun, other])
-        return f"{self.before}{{}}{self.after}".replace("{noun}", noun).replace("{other}", other).replace("{}", inside)
+        before, after = (text.replace("{noun}", noun).replace("{other}", other) for text in (self.before, self.after))
+        return Snippet(before=before, piece=inside, after=after)
 
 
 UNSEEN: dict[str, Context] = {

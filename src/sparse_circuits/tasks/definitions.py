@@ -8,6 +8,9 @@ from sparse_circuits.corpus import words
 from sparse_circuits.tasks.pairs import Form, Side
 from sparse_circuits.tasks.sampling import Behaviour, Site
 
+UNASSIGNED = tuple(name for name in words.HELD_OUT_NAMES if name not in ("version", "address"))
+"""Names that no `self.x = x` has, in the idioms or in the standard library, which has these two."""
+
 
 class FinalKwarg(Behaviour):
     """After `def load(path=None, mode=None, limit` comes `=None`, after `def load(path, name, mode, limit` comes `):`.
@@ -19,14 +22,15 @@ class FinalKwarg(Behaviour):
     name = "final_kwarg"
     idioms = ("defaults",)
     pattern = re.compile(
-        r"^(?P<pad> *)def (?P<name>\w+)\((?P<self>self, )?(?P<names>\w+(?:=None)?(?:, \w+(?:=None)?)*)\):\n",
+        r"^(?P<pad> *)def (?P<name>\w+)\((?!\))(?:(?P<owner>self|cls)(?:, |(?=\))))?"
+        r"(?P<names>(?!(?:self|cls)\b)\w+(?:=None)?(?:, \w+(?:=None)?)*)?\):\n",
         re.MULTILINE,
     )
 
     def sides(self, site: Site, form: Form, rng: random.Random) -> tuple[Side, Side]:
         """Give every argument a default or none; hard: after a function of the other kind."""
-        pad, own = site.parts["pad"], site.parts.get("self", "")
-        names = site.parts["names"].replace("=None", "").split(", ")
+        pad, own = site.parts["pad"], f"{site.parts['owner']}, " if "owner" in site.parts else ""
+        names = site.parts["names"].replace("=None", "").split(", ") if "names" in site.parts else []
         more = rng.sample([name for name in words.NOUNS if name not in names], 6)
         one, two, three, last = [*names, *more][:4]
         verb, first, second = rng.choice(words.VERBS), *more[4:]
@@ -85,7 +89,7 @@ class ClassInit(Behaviour):
         before, names = site.before, site.parts["names"].split(", ")
         asked = rng.sample(site.parts["left"].split(", "), 2)
         if form == "hard":
-            others = dict(zip(names, rng.sample(words.HELD_OUT_NAMES, len(names)), strict=True))
+            others = dict(zip(names, rng.sample(UNASSIGNED, len(names)), strict=True))
             start = before.rfind("def __init__(")
             pattern = re.compile(rf"\b({'|'.join(names)})\b")
             before = before[:start] + pattern.sub(lambda match: others[match[0]], before[start:])

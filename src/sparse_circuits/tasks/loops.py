@@ -28,7 +28,10 @@ class ForWhile(Behaviour):
 
     name = "for_while"
     idioms = ("for_or_while",)
-    pattern = re.compile(r"^(?P<pad> *)(?:for|while) (?P<item>\w+)(?: in (?P<source>[\w.]+))?:\n", re.MULTILINE)
+    pattern = re.compile(
+        r"^(?P<pad> *)(?:for|while) (?!True\b|False\b|None\b)(?P<item>[^\W\d]\w*)(?: in (?P<source>[\w.]+))?:\n",
+        re.MULTILINE,
+    )
 
     def sides(self, site: Site, form: Form, rng: random.Random) -> tuple[Side, Side]:
         """Begin a `for` or a `while`; hard: after one of each."""
@@ -116,12 +119,15 @@ class WhileReturnTrue(Behaviour):
     """After `while True` comes `:`, after `return True` the end of the line.
 
     Side 0 is `while`. Shortcut: two tokens back. Hard form: `while ready and flag`, the keyword four tokens back.
+
+    Sites lie in a block below a function's own, with a line right behind them: at a function's end the natural answer
+    would be an empty line.
     """
 
     name = "while_return_true"
     idioms = ("while_or_return_true",)
     pattern = re.compile(
-        r"^(?P<pad> {4,})(?:while True:|return True|while \w+ and \w+:|return \w+ and \w+)\n",
+        r"^(?P<pad> {8,})(?:while True:|return True|while \w+ and \w+:|return \w+ and \w+)\n(?= *\S)",
         re.MULTILINE,
     )
 

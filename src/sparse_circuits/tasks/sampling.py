@@ -4,13 +4,13 @@ import abc
 import dataclasses
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from sparse_circuits.corpus.idiom_pieces import Piece
 from sparse_circuits.corpus.idioms import IDIOMS
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import TaskError
-from sparse_circuits.tasks.contexts import SITUATIONS, UNSEEN, Context, as_piece, in_situation
+from sparse_circuits.tasks.contexts import SITUATIONS, UNSEEN, Context, Snippet, Template, as_piece, in_situation
 from sparse_circuits.tasks.pairs import (
     MAX_TOKENS,
     Form,
@@ -30,9 +30,6 @@ N_LINE = 8
 
 N_FRUITLESS = 2_000
 """Draws of code without a site, one after the other, until a sampler gives up."""
-
-Template = Callable[[random.Random], str]
-"""Draws code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,8 +184,12 @@ def seen_templates(behaviour: Behaviour) -> dict[str, Template]:
     for name, idiom in IDIOMS.items():
         rng = random.Random(name)
         if sum(any(True for _ in behaviour.sites(idiom(rng))) for _ in range(200)) >= 20:
-            found[name] = idiom
+            found[name] = _of_idiom(name)
     return found
+
+
+def _of_idiom(name: str) -> Template:
+    return lambda rng: Snippet(before="", piece=IDIOMS[name](rng))
 
 
 def unseen_templates(behaviour: Behaviour) -> dict[str, Template]:
@@ -233,11 +234,15 @@ def longer_pairs(
 def _drawn_pairs(
     behaviour: Behaviour, templates: dict[str, Template], level: Level, form: Form, rng: random.Random
 ) -> Iterator[TextPair]:
-    """Yield pairs, templates in turn; it ends when `N_FRUITLESS` draws after another have no site."""
+    """Yield pairs, templates in turn; it ends when `N_FRUITLESS` draws after another have no site.
+
+    Only sites in what a template is about count: the code before it has some at times, which belong to other templates.
+    """
     n_fruitless = 0
     while n_fruitless < N_FRUITLESS:
         for name, template in templates.items():
-            sites = list(behaviour.sites(template(rng)))
+            code = template(rng)
+            sites = [site for site in behaviour.sites(code.text) if code.is_about(len(site.before))]
             n_fruitless = 0 if sites else n_fruitless + 1
             if sites:
                 yield TextPair(sides=behaviour.sides(rng.choice(sites), form, rng), template=name, level=level)

@@ -4,6 +4,7 @@ import { readAddress, startState, writeAddress } from "./address.js";
 import { circuitPanel } from "./circuit_panel.js";
 import { pickFile } from "./exports.js";
 import { Graph, legend } from "./graph.js";
+import { Live, askServer } from "./live.js";
 import { livePanel } from "./live_panel.js";
 import { compareMenu, exportMenu, filters } from "./menus.js";
 import { BrowserNotes, ServedNotes, WidgetNotes, emptyNotes, merged, sameNotes } from "./notes.js";
@@ -54,8 +55,8 @@ class Viewer {
     Object.assign(this, { root, start, views, notes: emptyNotes(), conflict: null, state: startState() });
     this.state.theme = start.theme ?? this.state.theme;
     this.keepsURL = !start.widget;
-    this.store = start.widget ? new WidgetNotes(start.widget) : start.is_live ? new ServedNotes((...request) => this.ask(...request)) : new BrowserNotes(views[0]);
-    this.live = { prompt: views[0].task.example?.[0]?.prompt ?? "", edits: [], where: "circuit" };
+    this.store = start.widget ? new WidgetNotes(start.widget, (found) => this.hear(found)) : start.is_live ? new ServedNotes((...request) => askServer(start.token, ...request)) : new BrowserNotes(views[0]);
+    this.live = new Live(this);
     this.readURL();
     for (const name of ["change", "choose", "tell", "pin", "write"]) this[name] = this[name].bind(this);
   }
@@ -383,51 +384,5 @@ class Viewer {
   changeGroup(name, patch) {
     const groups = this.notes.groups.flatMap((group) => (group.name !== name ? [group] : patch === null ? [] : [{ ...group, ...patch }]));
     this.keep({ ...this.notes, groups });
-  }
-
-  // ---- live
-
-  async ask(method, path, body) {
-    const response = await fetch(path, { method, headers: { "X-Token": this.start.token, ...(body ? { "Content-Type": "application/json" } : {}) }, body: body ? JSON.stringify(body) : undefined });
-    const found = await response.json();
-    if (!response.ok && response.status !== 409) throw new Error(found.error ?? `the server answered ${response.status}`);
-    return found;
-  }
-
-  async asking(work) {
-    try {
-      this.live.error = null;
-      await work();
-    } catch (error) {
-      this.live.error = error.message;
-    }
-    this.render();
-  }
-
-  runLive() {
-    return this.asking(async () => {
-      const before = performance.now();
-      this.live.result = await this.ask("POST", "api/run", { prompt: this.live.prompt, edits: this.live.edits, where: this.live.where, watch: (this.view.task.example ?? []).map((side) => side.answer) });
-      this.live.milliseconds = performance.now() - before;
-    });
-  }
-
-  explainLive() {
-    return this.asking(async () => { this.live.explanation = await this.ask("POST", "api/explain", { prompt: this.live.prompt }); });
-  }
-
-  scoreLive(expression) {
-    return this.asking(async () => { this.live.score = await this.ask("POST", "api/predicate", { node: this.state.node, expression }); });
-  }
-
-  editLive(edit) {
-    if (!Number.isFinite(edit.value)) return void this.tell("the value is not a number");
-    this.live.edits = [...this.live.edits, edit];
-    this.runLive();
-  }
-
-  removeEdit(which) {
-    this.live.edits = which === null ? [] : this.live.edits.filter((_, i) => i !== (which < 0 ? this.live.edits.length - 1 : which));
-    this.runLive();
   }
 }

@@ -5,6 +5,9 @@ const PARTS = ["notes", "names", "groups", "pinned"];
 
 /** Notes with nothing in them. */
 export function emptyNotes() {
+/** Most characters of a text that a server or a widget keeps. */
+const LONGEST = 10_000;
+
   return { format: "sparse-circuits circuit notes", version: 1, notes: {}, names: {}, groups: [], pinned: [] };
 }
 
@@ -18,14 +21,31 @@ export function areNotes(value) {
 
 /** All that either of two readers wrote; where both wrote about one node, both texts. */
 export function merged(mine, theirs) {
-  const texts = (a, b) => {
-    const found = { ...b };
-    for (const [name, text] of Object.entries(a)) found[name] = b[name] === undefined || b[name] === text ? text : `${text}\n${b[name]}`;
+  const texts = (part, between) => {
+    const found = { ...theirs[part] };
+    for (const [node, text] of Object.entries(mine[part])) {
+      found[node] = found[node] === undefined ? text : joined(text, found[node], between);
+      if ([...found[node]].length > LONGEST) throw new Error(`both ${part} of ${node} together have more than ${count(LONGEST)} characters: shorten yours, then keep both`);
+    }
     return found;
   };
-  const names = { ...theirs.names, ...mine.names };
-  const groups = [...mine.groups, ...theirs.groups.filter((group) => !mine.groups.some((own) => own.name === group.name))];
-  return { ...mine, notes: texts(mine.notes, theirs.notes), names, groups, pinned: [...new Set([...mine.pinned, ...theirs.pinned])] };
+  return { ...mine, notes: texts("notes", "\n"), names: texts("names", " / "), groups: allGroups(mine.groups, theirs.groups), pinned: [...new Set([...mine.pinned, ...theirs.pinned])] };
+}
+
+/** Two texts one after the other, or the one that has the other in it whole. */
+function joined(a, b, between) {
+  const holds = (outer, inner) => `${between}${outer}${between}`.includes(`${between}${inner}${between}`);
+  return holds(a, b) ? a : holds(b, a) ? b : `${a}${between}${b}`;
+}
+
+/** The groups of both; those of one name become one with the nodes of both. */
+function allGroups(mine, theirs) {
+  const found = new Map();
+  for (const group of [...mine, ...theirs]) {
+    const own = found.get(group.name);
+    found.set(group.name, own ? { ...own, nodes: [...new Set([...own.nodes, ...group.nodes])] } : group);
+  }
+  return [...found.values()];
 }
 
 /** A short hash of a text (FNV-1a), to tell circuits apart. */

@@ -338,10 +338,16 @@ class Viewer {
   }
 
   async settle(how) {
-    const theirs = this.conflict;
+    const theirs = { ...emptyNotes(), ...this.conflict };
+    let notes;
+    try {
+      notes = how === "merge" ? merged(this.notes, theirs) : how === "mine" ? this.notes : theirs;
+    } catch (error) {
+      return void this.tell(error.message);
+    }
     this.conflict = null;
     await this.store.adopt();
-    await this.keep(how === "merge" ? merged(this.notes, theirs) : how === "mine" ? this.notes : { ...emptyNotes(), ...theirs });
+    await this.keep(notes);
   }
 
   replaceNotes(notes) { this.keep(notes); }

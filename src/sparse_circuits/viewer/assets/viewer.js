@@ -307,18 +307,30 @@ class Viewer {
 
   async loadNotes() {
     try {
-      const found = (await this.store.read()) ?? this.view.notes;
-      if (found && !sameNotes(found, this.notes)) {
-        this.notes = { ...emptyNotes(), ...found };
-        this.render();
-      }
+      this.take((await this.store.read()) ?? this.view.notes);
       if (this.store.conflict) this.meet(this.store.conflict, "the page came with other notes than this browser has");
     } catch (error) {
       this.tell(`the notes could not be read: ${error.message}`);
     }
   }
 
+  take(found) {
+    if (!found || sameNotes(found, this.notes)) return;
+    this.notes = { ...emptyNotes(), ...found };
+    this.render();
+  }
+
+  /** Show what somebody else changed; not over a choice or an unsaved text, whose save will tell of it. */
+  hear(found) {
+    const part = { "own-name": "names", "own-note": "notes" }[this.active?.dataset?.keep];
+    const isWriting = part && this.active.value !== (this.notes[part][this.state.node] ?? "");
+    if (this.conflict || isWriting) return false;
+    this.take(found);
+    return true;
+  }
+
   async keep(notes, { redrawsPanel = true } = {}) {
+    const { where } = this.store;
     this.notes = notes;
     if (redrawsPanel) this.render();
     else this.drawGraphs();
@@ -328,6 +340,7 @@ class Viewer {
     } catch (error) {
       this.tell(`the notes are not saved: ${error.message}`);
     }
+    if (this.store.where !== where && this.state.tab === "notes") this.renderPanel();
   }
 
   /** Ask which of two readers' notes to keep. */

@@ -13,7 +13,7 @@ const MANY_LINKS = 300;
 export class Graph {
   constructor({ view, title, choose }) {
     Object.assign(this, { view, choose, shared: null });
-    this.picture = s("svg", { class: "picture", role: "group", "aria-label": `Graph of ${title}` });
+    this.picture = s("svg", { class: "picture", role: "group", "aria-label": `Graph of ${tokenText(title)}` });
     this.board = h("div", { class: "board" }, this.picture);
     this.rowLabels = h("div", { class: "row-labels" });
     this.gutter = h("div", { class: "gutter", "aria-hidden": "true" }, this.rowLabels);
@@ -178,7 +178,9 @@ export class Graph {
     if (node.site === "logit") return `answer ${tokenText(node.label)}, logit`;
     if (node.isGroup) return `group ${node.label}, ${node.members.length} nodes`;
     const effect = effectOf(node);
-    return `${node.name}, ${describe(node)}${effect === undefined ? "" : `, effect ${signed(effect)} nats`}`;
+    const own = this.notes.names[node.name];
+    return [own ? tokenText(own) : null, node.name, describe(node), effect === undefined ? null : `effect ${signed(effect)} nats`,
+      this.notes.pinned.includes(node.name) ? "pinned" : null].filter(Boolean).join(", ");
   }
 
   /** Show a node with what it is joined to, and everything else faintly; null shows all alike. */

@@ -85,9 +85,11 @@ function onTask(view, node, app) {
     const pair = view.prompts.pairs[i], changed = differing(pair);
     const sides = [0, 1].map((side) => onPrompt(view, pair, run, node.name, side));
     const difference = Array.from(sides[0], (value, k) => value - sides[1][k]);
-    const row = (label, texts, values) => h("div", { class: "strip-row" }, h("span", { class: "strip-label" }, label), strip(texts, values, most, { changed, label: `${label}: activations of ${node.name}` }));
+    const answers = pair.answers.map((token) => tokenText(view.token(token)));
+    const row = (name, texts, values, shown = name) => h("div", { class: "strip-row" }, h("span", { class: "strip-label" }, shown),
+      strip(texts, values, most, { changed, label: `${name}: activations of ${node.name} on` }));
     return h("div", { class: "pair" },
-      [0, 1].map((side) => row(h("bdi", { class: "tok" }, tokenText(view.token(pair.answers[side]))), pair.tokens[side].map(view.token), sides[side])),
+      [0, 1].map((side) => row(answers[side], pair.tokens[side].map(view.token), sides[side], h("bdi", { class: "tok" }, answers[side]))),
       row("difference", pair.tokens[0].map((token, k) => (changed.has(k) ? `${view.token(token)}/${view.token(pair.tokens[1][k])}` : view.token(token))), difference));
   }), h("p", { class: "scale quiet" }, h("i", { style: `background:${heat(-1)}` }), `−${short(most)}`, h("i", { style: `background:${heat(1)}` }), `+${short(most)}`));
 }
@@ -118,7 +120,7 @@ function inCorpus(view, node, app) {
       const first = (bin.i * samples.n_example + k) * width;
       const texts = Array.from(tokens.numbers.subarray(first, first + width), (id) => (id === 65535 ? null : view.token(id)));
       const values = row.subarray(first, first + width);
-      return h("div", { class: "strip-row" }, h("span", { class: "strip-label number" }, signed(values[samples.before], 2)), strip(texts, values, found.largest || 1, { focus: samples.before, label: `example, activation ${short(values[samples.before])}` }));
+      return h("div", { class: "strip-row" }, h("span", { class: "strip-label number" }, signed(values[samples.before], 2)), strip(texts, values, found.largest || 1, { focus: samples.before, label: `example, activation ${short(values[samples.before])}:` }));
     })));
   return h("div", {}, h("div", { class: "controls" }, h("span", { class: "choices", role: "group", "aria-label": "examples" }, ["top", "bottom", "random"].map(tab))),
     places, histogram(found.histogram, { nZero: samples.n_token - found.n_nonzero, nToken: samples.n_token }),

@@ -244,10 +244,10 @@ class Viewer {
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || this.root.querySelector("dialog[open]")) return;
     const isTyping = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
     if (event.key === "Escape") {
-      this.root.querySelectorAll("details.menu[open]").forEach((menu) => { menu.open = false; });
+      if (this.closeMenus(event.target)) return;
       if (isTyping) event.target.blur();
       else this.choose(null);
       return;
@@ -266,6 +266,16 @@ class Viewer {
   }
 
   // ---- menus
+  /** Close what is open, and say whether anything was; whoever was inside is at the menu's name again. */
+  closeMenus(from) {
+    const open = this.root.querySelectorAll("details.menu[open]");
+    for (const menu of open) {
+      menu.open = false;
+      if (menu.contains(from)) menu.querySelector("summary").focus();
+    }
+    return open.length > 0;
+  }
+
 
   async openBeside() {
     const text = await pickFile(".json");

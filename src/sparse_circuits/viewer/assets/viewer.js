@@ -75,6 +75,12 @@ class Viewer {
   }
 
   get tabNames() {
+  followURL() {
+    this.readURL();
+    this.search.value = this.state.query;
+    this.render();
+  }
+
     return Object.keys(TABS).filter((tab) => tab !== "live" || this.start.is_live);
   }
 
@@ -110,7 +116,7 @@ class Viewer {
     this.root.addEventListener("keydown", (event) => this.key(event));
     if (this.keepsURL) {
       document.addEventListener("keydown", (event) => event.target === document.body && this.key(event));
-      window.addEventListener("hashchange", () => { this.readURL(); this.render(); });
+      window.addEventListener("hashchange", () => this.followURL());
     }
     new ResizeObserver(() => this.graphs?.forEach((graph) => graph.fit())).observe(this.stage);
   }

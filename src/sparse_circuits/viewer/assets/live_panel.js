@@ -58,7 +58,7 @@ function predicate(app) {
   const found = live.score;
   return h("form", { onsubmit: (event) => { event.preventDefault(); live.scoreRule(area.value); } },
     h("label", { for: "predicate" }, "A Python expression on ", h("code", {}, "token"), ", ", h("code", {}, "before"), " (texts, the last is the nearest), ", h("code", {}, "text"), " and ", h("code", {}, "position")),
-    area, h("div", { class: "actions" }, h("button", { type: "submit", disabled: !state.node }, state.node ? `Score against ${state.node}` : "Choose a node first")),
+    area, h("div", { class: "actions" }, h("button", { type: "submit", disabled: !state.node, "data-keep": "score" }, state.node ? `Score against ${state.node}` : "Choose a node first")),
     found ? h("table", { class: "plain" }, h("caption", {}, h("code", {}, found.expression), ` on ${found.node}: ${found.n_token} tokens`), h("tbody", {},
       [["precision", found.precision], ["recall", found.recall], ["F1", found.f1], ["tokens where the rule holds", found.n_true], ["tokens where the node is active", found.n_active], ["active above", found.threshold]]
         .map(([name, value]) => h("tr", {}, h("td", {}, name), h("td", { class: "number" }, value === null ? "–" : short(value))))),

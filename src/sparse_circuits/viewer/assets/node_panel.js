@@ -45,7 +45,7 @@ function head(view, node, app) {
     h("div", { class: "actions" },
       h("button", { onclick: () => copy(node.name, app.tell) }, "Copy name"),
       h("button", { onclick: () => copy(python, app.tell), title: python }, "Copy Python"),
-      h("button", { onclick: () => app.pin(node.name), "aria-pressed": String(isPinned) }, isPinned ? "Unpin" : "Pin"),
+      h("button", { onclick: () => app.pin(node.name), "aria-pressed": String(isPinned), "data-keep": "pin" }, isPinned ? "Unpin" : "Pin"),
       h("button", { onclick: () => app.groupWith(node.name) }, "Group…")),
     h("p", { class: "effect" }, effect === undefined ? "Its effect was not measured." : [
       h("b", {}, `${signed(effect)} nats`), " when ablated",

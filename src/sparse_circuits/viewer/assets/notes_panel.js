@@ -31,12 +31,12 @@ function groups(view, app) {
   const rows = app.notes.groups.map((group) => h("div", { class: "group-row" },
     h("div", {}, h("b", {}, h("bdi", {}, tokenText(group.name))), h("span", { class: "quiet" }, ` ${plural(group.nodes.length, "node")}`)),
     h("div", { class: "actions" },
-      h("button", { "aria-pressed": String(Boolean(group.is_folded)), onclick: () => app.changeGroup(group.name, { is_folded: !group.is_folded }) }, group.is_folded ? "Unfold" : "Fold"),
+      h("button", { "data-keep": `fold ${group.name}`, "aria-pressed": String(Boolean(group.is_folded)), onclick: () => app.changeGroup(group.name, { is_folded: !group.is_folded }) }, group.is_folded ? "Unfold" : "Fold"),
       h("button", { onclick: () => app.changeGroup(group.name, null) }, "Remove")),
     h("ul", { class: "names" }, group.nodes.filter((node) => view.byName.has(node)).map((node) => h("li", {}, nodeLink(node, app),
       h("button", { class: "link-button quiet", onclick: () => app.changeGroup(group.name, { nodes: group.nodes.filter((other) => other !== node) }) }, "take out"))))));
   return h("div", {}, rows, h("form", { class: "new-group", onsubmit: (event) => { event.preventDefault(); add(); } }, name,
-    h("button", { type: "submit" }, chosen ? `Group the ${plural(chosen, "pinned node")}` : app.state.node ? "Group the chosen node" : "Make an empty group")));
+    h("button", { type: "submit", "data-keep": "add-group" }, chosen ? `Group the ${plural(chosen, "pinned node")}` : app.state.node ? "Group the chosen node" : "Make an empty group")));
 }
 
 function conflict(app) {

@@ -3,6 +3,7 @@
 import { readAddress, startState, writeAddress } from "./address.js";
 import { circuitPanel } from "./circuit_panel.js";
 import { pickFile } from "./exports.js";
+import { refill } from "./focus.js";
 import { Graph, legend } from "./graph.js";
 import { Live, askServer } from "./live.js";
 import { livePanel } from "./live_panel.js";
@@ -74,13 +75,13 @@ class Viewer {
     if (this.keepsURL) Object.assign(this.state, readAddress({ tabs: this.tabNames, views: this.views }));
   }
 
-  get tabNames() {
   followURL() {
     this.readURL();
     this.search.value = this.state.query;
     this.render();
   }
 
+  get tabNames() {
     return Object.keys(TABS).filter((tab) => tab !== "live" || this.start.is_live);
   }
 
@@ -122,9 +123,9 @@ class Viewer {
   }
 
   menu(title, content) {
-    const body = h("div", { class: "menu-body" });
-    const box = h("details", { class: "menu" }, h("summary", { role: "button" }, title), body);
-    box.refill = () => body.replaceChildren(content());
+    const body = h("div", { class: "menu-body" }), summary = h("summary", { role: "button" }, title);
+    const box = h("details", { class: "menu" }, summary, body);
+    box.refill = () => refill(body, content(), { instead: summary });
     box.addEventListener("toggle", () => {
       if (!box.open) return;
       this.root.querySelectorAll("details.menu[open]").forEach((other) => other !== box && (other.open = false));
@@ -205,24 +206,16 @@ class Viewer {
     this.tabs.replaceChildren(...this.tabNames.map((tab) => h("button", { role: "tab", "aria-selected": String(state.tab === tab), tabindex: state.tab === tab ? "0" : "-1", onclick: () => this.change({ tab }),
       onkeydown: (event) => this.tabKey(event) }, TABS[tab])));
     if (hadFocus) this.tabs.querySelector('[aria-selected="true"]').focus();
-    // What is being typed, and folded sections, outlive a redraw.
-    const active = this.active?.dataset?.keep;
-    const typed = active && { value: this.active.value, at: this.active.selectionStart };
+    // Folded sections outlive a redraw too.
     const folded = new Set([...this.panel.querySelectorAll("details.section:not([open]) > summary")].map((summary) => summary.textContent));
-    const isSame = this.drawnTab === state.tab && this.drawnNode === state.node;
+    const isSame = this.drawnTab === state.tab && (state.tab !== "node" || this.drawnNode === state.node);
     const { scrollTop } = this.panel;
     const content = { circuit: () => circuitPanel(this.view, this, this.views[1]), node: () => nodePanel(this.viewOf(state.node), this), prompt: () => promptPanel(this.view, this),
       notes: () => notesPanel(this.view, this), live: () => livePanel(this.view, this) }[state.tab]();
     content.querySelectorAll("details.section > summary").forEach((summary) => folded.has(summary.textContent) && (summary.parentElement.open = false));
-    this.panel.replaceChildren(content);
-    if (isSame) this.panel.scrollTop = scrollTop;
-    else this.panel.scrollTop = 0;
+    refill(this.panel, content, { isSame });
+    this.panel.scrollTop = isSame ? scrollTop : 0;
     Object.assign(this, { drawnTab: state.tab, drawnNode: state.node });
-    if (active) {
-      const again = this.panel.querySelector(`[data-keep="${active}"]`);
-      again?.focus();
-      if (again && isSame && typed) again.value = typed.value;
-    }
   }
 
   viewOf(node) {
@@ -272,6 +265,7 @@ class Viewer {
   }
 
   // ---- menus
+
   /** Close what is open, and say whether anything was; whoever was inside is at the menu's name again. */
   closeMenus(from) {
     const open = this.root.querySelectorAll("details.menu[open]");
@@ -281,7 +275,6 @@ class Viewer {
     }
     return open.length > 0;
   }
-
 
   async openBeside() {
     const text = await pickFile(".json");

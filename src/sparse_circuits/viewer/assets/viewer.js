@@ -174,15 +174,17 @@ class Viewer {
   choose(name, isAdding = false) {
     if (isAdding && name) return void this.pin(name);
     const tab = name ? (["notes", "live"].includes(this.state.tab) ? this.state.tab : "node") : this.state.tab === "node" ? "circuit" : this.state.tab;
-    const hadFocus = this.stage.contains(this.active);
+    const focused = this.graphs.find((graph) => graph.element.contains(this.active));
     this.change({ node: name, tab });
-    if (hadFocus && name) this.graphs.find((graph) => graph.elements.has(name))?.elements.get(name).focus();
+    focused?.elements.get(name)?.focus();
     if (name) this.tellChosen();
   }
 
   tellChosen() {
-    const graph = this.graphs[0], place = graph.layout.at.get(this.state.node);
-    if (place && graph.camera.zoom > 0.5) requestAnimationFrame(() => graph.camera.reveal(place.x, place.y));
+    this.eachGraph((graph) => {
+      const place = graph.layout.at.get(this.state.node);
+      if (place && graph.camera.zoom > 0.5) requestAnimationFrame(() => graph.camera.reveal(place.x, place.y));
+    });
   }
 
   render() {
@@ -211,7 +213,7 @@ class Viewer {
     const isSame = this.drawnTab === state.tab && (state.tab !== "node" || this.drawnNode === state.node);
     const { scrollTop } = this.panel;
     const content = { circuit: () => circuitPanel(this.view, this, this.views[1]), node: () => nodePanel(this.viewOf(state.node), this), prompt: () => promptPanel(this.view, this),
-      notes: () => notesPanel(this.view, this), live: () => livePanel(this.view, this) }[state.tab]();
+      notes: () => notesPanel(this), live: () => livePanel(this.view, this) }[state.tab]();
     content.querySelectorAll("details.section > summary").forEach((summary) => folded.has(summary.textContent) && (summary.parentElement.open = false));
     refill(this.panel, content, { isSame });
     this.panel.scrollTop = isSame ? scrollTop : 0;
@@ -228,7 +230,8 @@ class Viewer {
   }
 
   nextFound() {
-    const names = [...this.graphs[0].elements].filter(([, element]) => element.classList.contains("found")).map(([name]) => name);
+    const found = this.graphs.flatMap((graph) => [...graph.elements].filter(([, element]) => element.classList.contains("found")));
+    const names = [...new Set(found.map(([name]) => name))];
     if (names.length) this.choose(names[(names.indexOf(this.state.node) + 1) % names.length]);
   }
 
@@ -377,7 +380,9 @@ class Viewer {
   /** Pin a node, or a group's nodes; unpin them if they are all pinned. */
   pin(name) {
     const { pinned } = this.notes;
-    const names = this.nodesOf(name);
+    const { names, unknown } = this.nodesOf(name);
+    if (unknown.length) this.tell(`${unknown.join(", ")}: not in the picture, so it can't be pinned`);
+    if (!names.length) return;
     const arePinned = names.every((one) => pinned.includes(one));
     this.keep({ ...this.notes, pinned: arePinned ? pinned.filter((other) => !names.includes(other)) : [...new Set([...pinned, ...names])] });
   }
@@ -385,7 +390,13 @@ class Viewer {
   /** The circuit's nodes that a name in the picture stands for: one, those of a folded group, or none. */
   nodesOf(name) {
     const group = this.notes.groups.find((one) => `group:${one.name}` === name);
-    return (group ? group.nodes : [name]).filter((one) => this.view.byName.has(one));
+    const all = group ? group.nodes : [name];
+    return { names: all.filter((one) => this.knows(one)), unknown: all.filter((one) => !this.knows(one)) };
+  }
+
+  /** Whether a circuit that is shown has a node. */
+  knows(name) {
+    return this.views.some((view) => view.byName.has(name));
   }
 
   write(part, name, text) {
@@ -403,10 +414,10 @@ class Viewer {
   }
 
   addGroup(name) {
-    const pinned = this.notes.pinned.filter((other) => this.view.byName.has(other));
-    const nodes = pinned.length ? pinned : this.nodesOf(this.state.node);
+    const pinned = this.notes.pinned.filter((other) => this.knows(other));
+    const nodes = pinned.length ? pinned : this.nodesOf(this.state.node).names;
     if (this.notes.groups.some((group) => group.name === name)) this.tell(`there is a group ${name} already`);
-    else this.keep({ ...this.notes, groups: [...this.notes.groups, { name, nodes, is_folded: false }], pinned: [] });
+    else this.keep({ ...this.notes, groups: [...this.notes.groups, { name, nodes, is_folded: false }], pinned: this.notes.pinned.filter((other) => !this.knows(other)) });
   }
 
   changeGroup(name, patch) {

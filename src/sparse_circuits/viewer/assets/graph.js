@@ -169,7 +169,7 @@ export class Graph {
     return [
       s("circle", { class: "halo", cx: x.toFixed(1), cy: y.toFixed(1), r: (radius + 5).toFixed(1) }),
       s("circle", { class: "disc", cx: x.toFixed(1), cy: y.toFixed(1), r: radius.toFixed(1), style: `--share:${(8 + 84 * share).toFixed(0)}%` }),
-      s("text", { x: x.toFixed(1), y: (y + radius + 14).toFixed(1), "text-anchor": "middle" }, own ? tokenText(own).slice(0, 16) : plain),
+      s("text", { x: x.toFixed(1), y: (y + radius + 14).toFixed(1), "text-anchor": "middle" }, own ? cut(tokenText(own), 16) : plain),
     ];
   }
 
@@ -301,7 +301,7 @@ function isOutside(link) {
 }
 
 function chip(node, { x, y }) {
-  const text = node.isGroup ? `${node.label} · ${node.members.length}` : tokenText(node.label).slice(0, 18);
+  const text = node.isGroup ? `${tokenText(node.label)} · ${node.members.length}` : cut(tokenText(node.label), 18);
   const width = Math.max(26, 7.4 * [...text].length + 14);
   return [s("rect", { class: "chip", x: (x - width / 2).toFixed(1), y: (y - 12).toFixed(1), width: width.toFixed(1), height: 24, rx: node.isGroup ? 12 : 5 }),
     s("text", { x: x.toFixed(1), y: (y + 4).toFixed(1), "text-anchor": "middle" }, text)];

@@ -42,6 +42,11 @@ export function visible(text) {
 
 /** A token as an isolated piece of text, spaces at its ends made visible. */
 export function tokenText(text) {
+/** The first characters of a text; a pair of surrogates is one character, and stays whole. */
+export function cut(text, n) {
+  return [...text].slice(0, n).join("");
+}
+
   return visible(text).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "∅";
 }
 
@@ -112,7 +117,7 @@ export function heat(share) {
 export async function copy(text, told) {
   try {
     await navigator.clipboard.writeText(text);
-    told(`copied ${text.length > 60 ? `${text.slice(0, 60)}…` : text}`);
+    told(`copied ${text.length > 60 ? `${cut(text, 60)}…` : text}`);
   } catch {
     const area = h("textarea", { value: text, "aria-label": "text to copy", class: "offscreen" });
     document.body.append(area);

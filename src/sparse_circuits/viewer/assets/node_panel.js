@@ -4,7 +4,7 @@ import { headSection } from "./attention.js";
 import { balance, histogram } from "./curves.js";
 import { differing, strip } from "./strips.js";
 import { copy, describe, h, heat, plural, short, signed, tokenText } from "./text.js";
-import { effectOf, onPrompt, promptScale, unpack } from "./view.js";
+import { effectOf, largest, onPrompt, promptScale, unpack } from "./view.js";
 
 /** The panel of the chosen node. `app` has state, notes, and what changes them. */
 export function nodePanel(view, app) {
@@ -60,7 +60,7 @@ export function nodeLink(name, app) {
 
 function edgeLists(view, node, app) {
   const list = (title, links, other) => {
-    const most = Math.max(1e-9, ...links.map((link) => Math.abs(link.weight ?? 0)));
+    const most = largest(links.map((link) => Math.abs(link.weight ?? 0)), 1e-9);
     if (!links.length) return h("p", { class: "quiet" }, `${title}: none`);
     return h("table", { class: "plain edges" }, h("caption", {}, `${title} · ${links.length}`), h("tbody", {},
       [...links].sort((a, b) => Math.abs(b.weight ?? 0) - Math.abs(a.weight ?? 0)).map((link) => h("tr", {},

@@ -19,7 +19,9 @@ function fill(element, attributes, children) {
     else if (name === "value") element.value = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  for (const child of children.flat(Infinity)) {
+    if (child !== null && child !== undefined && child !== false) element.append(child);
+  }
   return element;
 }
 
@@ -40,13 +42,13 @@ export function visible(text) {
   return shown;
 }
 
-/** A token as an isolated piece of text, spaces at its ends made visible. */
-export function tokenText(text) {
 /** The first characters of a text; a pair of surrogates is one character, and stays whole. */
 export function cut(text, n) {
   return [...text].slice(0, n).join("");
 }
 
+/** A token as an isolated piece of text, spaces at its ends made visible. */
+export function tokenText(text) {
   return visible(text).replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "∅";
 }
 

@@ -16,7 +16,7 @@ import { count, h, plural, short, tokenText } from "./text.js";
 import { openView } from "./view.js";
 
 const TABS = { circuit: "Circuit", node: "Node", prompt: "Prompts", notes: "Notes", live: "Live" };
-const KEYS = [["/", "search"], ["arrows", "go from node to node"], ["Enter", "choose a node"], ["Escape", "let go"], ["f", "fit the picture"], ["+ −", "zoom"], ["p", "pin the chosen node"],
+const KEYS = [["/", "search"], ["arrows", "go from node to node"], ["Enter", "choose a node"], ["Escape", "close, or let go"], ["f", "fit the picture"], ["+ −", "zoom"], ["p", "pin the chosen node"],
   ["1 – 5", "panels"], ["[ ]", "previous and next pair"], ["t", "dark, light"], ["?", "this list"]];
 
 /** Draw what a page holds: the start as JSON, gzipped, in base64. */
@@ -387,7 +387,7 @@ class Viewer {
     this.keep({ ...this.notes, pinned: arePinned ? pinned.filter((other) => !names.includes(other)) : [...new Set([...pinned, ...names])] });
   }
 
-  /** The circuit's nodes that a name in the picture stands for: one, those of a folded group, or none. */
+  /** The nodes that a name stands for, one or those of a group: `names` in either circuit, and `unknown` ones. */
   nodesOf(name) {
     const group = this.notes.groups.find((one) => `group:${one.name}` === name);
     const all = group ? group.nodes : [name];

@@ -197,6 +197,7 @@ def test_notes_set_by_python_while_one_writes_are_told_and_both_kept(blank, view
     assert blank.locator("#own-note").input_value() == "from the cell"
     blank.keyboard.press("Tab")
     assert blank.evaluate("window.model.get('notes').notes") == {B: "from Python"}
+    assert "set by Python or another view meanwhile" in blank.get_by_role("alert").inner_text()
     blank.locator("button", has_text="Keep both").click()
     assert blank.evaluate("window.model.get('notes').notes") == {B: "from the cell\nfrom Python"}
 

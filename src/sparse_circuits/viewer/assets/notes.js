@@ -180,7 +180,7 @@ export class WidgetNotes {
     const now = this.now();
     if (!sameNotes(now, this.last)) {
       this.theirs = now;
-      return { conflict: now };
+      return { conflict: now, how: "set by Python or another view meanwhile" };
     }
     this.last = notes;
     this.model.set("notes", notes);

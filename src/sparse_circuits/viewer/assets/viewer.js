@@ -347,8 +347,8 @@ class Viewer {
     if (redrawsPanel) this.render();
     else this.drawGraphs();
     try {
-      const { conflict } = await this.store.save(notes);
-      if (conflict) this.meet(conflict, "saved in another tab meanwhile");
+      const { conflict, how = "saved in another tab meanwhile" } = await this.store.save(notes);
+      if (conflict) this.meet(conflict, how);
     } catch (error) {
       this.tell(`the notes are not saved: ${error.message}`);
     }

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sparse_circuits.viewer.page import front_end, styles
+from sparse_circuits.viewer.widget import ADAPTER
+
 
 def chromium_path():
     """Return where Chromium lies; `CHROMIUM` names another place."""
@@ -47,3 +50,38 @@ class Opened:
     def node(self, name):
         """Return the drawn node."""
         return self.page.locator(f'.node[data-name="{name}"]')
+
+
+def front_end_parts(page, *names):
+    """Bring functions and classes of the front end, which a page keeps to itself, to `window.parts`."""
+    page.evaluate(
+        """async (code) => {
+        window.parts = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+        }""",
+        f"{front_end()}\nexport {{ {', '.join(names)} }};",
+    )
+
+
+def widget_cells(page, view, *, n=1, is_shadow=False):
+    """Draw a notebook's widget in cells of a page: one model, as `window.model`, and what ends each cell, in `ends`."""
+    page.evaluate(
+        """async ([code, style, view, n, isShadow]) => {
+        const { default: widget } = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
+        const traits = { views: [view], notes: null, height: 480 }, heard = new Set();
+        window.model = {
+          get: (name) => traits[name],
+          set(name, value) { traits[name] = value; [...heard].forEach((listener) => listener()); },
+          save_changes() {},
+          on: (event, listener) => heard.add(listener),
+          off: (event, listener) => heard.delete(listener),
+        };
+        window.ends = Array.from({ length: n }, () => {
+          const host = document.body.appendChild(document.createElement("div"));
+          const el = isShadow ? host.attachShadow({ mode: "open" }) : host;
+          el.append(Object.assign(document.createElement("style"), { textContent: style }));
+          return widget.render({ model: window.model, el });
+        });
+        }""",
+        [front_end() + ADAPTER, styles(), view, n, is_shadow],
+    )
+    page.locator("[data-ready]").nth(n - 1).wait_for()

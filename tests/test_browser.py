@@ -12,14 +12,13 @@ import networkx
 import numpy as np
 import pytest
 import torch
-from browser import Opened, chromium
+from browser import Opened, chromium, widget_cells
 from live_server import live_server
 
 import sparse_circuits as sc
 from sparse_circuits.tasks.sampling import SplitSizes
 from sparse_circuits.viewer.data import view_model
-from sparse_circuits.viewer.page import front_end, styles, write_page
-from sparse_circuits.viewer.widget import ADAPTER
+from sparse_circuits.viewer.page import write_page
 
 FOLDER = "circuits/single_double_quote"
 SIZES = SplitSizes(fit=8, select=24, test=24, hard=8)
@@ -373,20 +372,7 @@ def test_a_live_ablation_moves_the_probabilities_as_the_python_api_says(browser,
 )
 def test_the_widgets_module_draws_into_a_notebooks_cell_and_hands_notes_to_its_trait(browser, view, is_shadow):
     page = browser.new_page()
-    page.evaluate(
-        """async ([code, style, view, isShadow]) => {
-        const { default: widget } = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
-        const host = document.body.appendChild(document.createElement("div"));
-        const el = isShadow ? host.attachShadow({ mode: "open" }) : host;
-        el.append(Object.assign(document.createElement("style"), { textContent: style }));
-        const traits = { views: [view], notes: null, height: 480 };
-        const set = (name, value) => { traits[name] = value; };
-        window.model = { get: (name) => traits[name], set, save_changes() {} };
-        widget.render({ model: window.model, el });
-        }""",
-        [front_end() + ADAPTER, styles(), view, is_shadow],
-    )
-    page.wait_for_selector("[data-ready]")
+    widget_cells(page, view, is_shadow=is_shadow)
     assert page.locator("[data-ready]").bounding_box()["height"] == 480
     page.locator('.node[data-name="1.attn.v:12"]').click()
     page.keyboard.press("p")

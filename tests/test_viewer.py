@@ -18,7 +18,7 @@ import sparse_circuits as sc
 from sparse_circuits.errors import FormatError, TaskError
 from sparse_circuits.files import write_json
 from sparse_circuits.readings import CorpusReading
-from sparse_circuits.viewer import view, view_model, write_page
+from sparse_circuits.viewer import view, view_model, view_of, write_page
 from sparse_circuits.viewer.drawing import draw_graph
 from sparse_circuits.viewer.graph import channel_tokens, embedding_edges, scores, unembedding_edges
 from sparse_circuits.viewer.notes import NotesChangedError, read_notes, revision, save_notes
@@ -240,7 +240,26 @@ def test_the_command_that_makes_it_again_names_what_differs_from_the_defaults(ci
     circuit.task |= {"path": "/home/somebody/pairs.jsonl", "max_token": 32}
     command = shown(circuit)["provenance"]["command"]
     assert " pairs.jsonl --out OUT --max-token 32 " in command
-    assert "somebody" not in command
+
+
+@pytest.mark.parametrize("path", ["/home/somebody/pairs.jsonl", "C:\\Users\\somebody\\pairs.jsonl"])
+def test_a_page_names_a_tasks_file_and_not_where_it_lies(path):
+    circuit = sc.Circuit.load(sc.example("circuits/single_double_quote"))
+    circuit.task |= {"path": path}
+    found = view_of(circuit)
+    assert found["task"]["path"] == "pairs.jsonl"
+    assert found["missing"]["prompts"] == "pairs.jsonl: there is no such file"
+    assert "somebody" not in json.dumps(found)
+    assert circuit.task["path"] == path
+
+
+def test_an_imported_circuits_command_imports_it(circuit):
+    circuit.task |= {"name": "imported", "hash": "", "origin": "viz_data.pt"}
+    circuit.settings = {"imported": {"k": 3}, "means": "corpus", "lacks": []}
+    command = "sparse-circuits import viz_data.pt --model RUN --out OUT --corpus CORPUS --task imported"
+    assert shown(circuit)["provenance"]["command"] == command
+    circuit.settings["means"] = "prompts"
+    assert "--corpus" not in shown(circuit)["provenance"]["command"]
 
 
 def test_the_drawing_is_well_formed_and_draws_everything_once(circuit):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from sparse_circuits.checkpoint import model_hash
@@ -75,7 +75,7 @@ def view_model(
         "version": VERSION,
         "title": circuit.task["name"],
         "model": {"hash": model_hash(circuit.model), **{name: getattr(circuit.model.config, name) for name in SHAPE}},
-        "task": circuit.task,
+        "task": _passed_on(circuit.task),
         "summary": _summary(circuit),
         "nodes": nodes,
         **_links(circuit, prompts),
@@ -110,8 +110,25 @@ def _samples(circuit: Circuit, n_token: int) -> tuple[dict[str, Any] | None, str
     try:
         return sample_nodes(read_corpus(circuit.model, circuit.node_names(), n_token=n_token)), ""
     except (CorpusError, FormatError) as error:
-        # A page is passed on: no paths of this machine.
-        return None, str(error).replace(str(circuit.model.folder), "the run")
+        return None, without_paths(str(error), circuit)
+
+
+def without_paths(text: str, circuit: Circuit) -> str:
+    """Return a text without this machine's paths to the run and to a task's file: a page is passed on."""
+    path = circuit.task.get("path")
+    for folder, name in ((circuit.model.folder, "the run"), (path, file_name(path or ""))):
+        text = text if folder is None else text.replace(str(folder), name)
+    return text
+
+
+def file_name(path: str) -> str:
+    """Return the name at the end of a path, written on whichever system."""
+    return PureWindowsPath(path).name
+
+
+def _passed_on(task: dict[str, Any]) -> dict[str, Any]:
+    """Return what a page says of a task: of its file, if it has one, the name alone."""
+    return task | {"path": file_name(task["path"])} if task.get("path") else task
 
 
 def _summary(circuit: Circuit) -> dict[str, Any]:
@@ -177,7 +194,7 @@ def _vocabulary(circuit: Circuit) -> list[str]:
 
 
 def _provenance(circuit: Circuit, folder: Path | None) -> dict[str, Any]:
-    """Return hashes, versions, and the command that prunes it again."""
+    """Return hashes, versions, and the command that makes it again."""
     described = {} if folder is None else json.loads((folder / "circuit.json").read_text(encoding="utf-8"))
     return {
         "model_hash": model_hash(circuit.model),
@@ -189,12 +206,16 @@ def _provenance(circuit: Circuit, folder: Path | None) -> dict[str, Any]:
 
 
 def _command(circuit: Circuit, folder: Path | None) -> str:
-    """Return the prune command whose settings differ from the defaults where the circuit's do."""
+    """Return the command that imports it, or else prunes it with settings that differ where the circuit's do."""
     run = "RUN" if circuit.model.folder is None else str(circuit.model.folder.name)
+    out = "OUT" if folder is None else folder.name
+    if circuit.task.get("origin"):
+        words = ["sparse-circuits", "import", circuit.task["origin"], "--model", run, "--out", out]
+        words += ["--corpus", "CORPUS"] if circuit.settings.get("means") == "corpus" else []
+        return shlex.join([*words, "--task", circuit.task["name"]])
     path, max_token = circuit.task.get("path"), circuit.task.get("max_token")
     # No paths of this machine here either.
-    words = ["sparse-circuits", "prune", run, Path(path).name if path else circuit.task["name"]]
-    words += ["--out", "OUT" if folder is None else folder.name]
+    words = ["sparse-circuits", "prune", run, file_name(path) if path else circuit.task["name"], "--out", out]
     if max_token not in (None, MAX_TOKENS_OF_FILE if path else MAX_TOKENS):
         words += ["--max-token", str(max_token)]
     defaults = PruneConfig().to_json()

@@ -13,8 +13,8 @@ from typing import Any
 from sparse_circuits.files import written_whole
 
 MODULES = (
-    "text", "curves", "view", "layout", "strips", "attention", "graph", "camera", "notes", "exports", "node_panel",
-    "circuit_panel", "prompt_panel", "notes_panel", "live_panel", "menus", "address", "viewer",
+    "text", "focus", "curves", "view", "layout", "strips", "attention", "graph", "camera", "notes", "exports",
+    "node_panel", "circuit_panel", "prompt_panel", "notes_panel", "live", "live_panel", "menus", "address", "viewer",
 )  # fmt: skip
 """The front end's files, each after those that it imports from."""
 

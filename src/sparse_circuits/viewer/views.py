@@ -7,7 +7,7 @@ from typing import Any
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.errors import TaskError
 from sparse_circuits.tasks.pairs import Task
-from sparse_circuits.viewer.data import task_of, view_model
+from sparse_circuits.viewer.data import task_of, view_model, without_paths
 from sparse_circuits.viewer.page import write_page
 
 
@@ -58,7 +58,7 @@ def view_of(
         try:
             task = task_of(opened)
         except TaskError as error:
-            why = str(error)
+            why = without_paths(str(error), opened)
     found = view_model(opened, folder=folder, task=task, on_step=on_step)
     if why:
         found["missing"]["prompts"] = why

@@ -18,7 +18,8 @@ export default {
     root.dataset.lmSuppressShortcuts = "true"; // else JupyterLab's keys act on the cell: 1 makes a heading of it
     el.append(root);
     const theme = { true: "light", false: "dark" }[document.body.dataset.jpThemeLight] ?? "system"; // JupyterLab's own
-    mount(root, { views: model.get("views"), is_live: false, widget: model, theme });
+    const app = mount(root, { views: model.get("views"), is_live: false, widget: model, theme });
+    return () => app?.store.close();
   },
 };
 """
@@ -34,7 +35,7 @@ def show(
 ) -> Any:
     """Return a widget that shows a circuit in a notebook cell.
 
-    Its trait `notes` has what is written in it, `views` the view-models.
+    Its trait `notes` has what is written in it, and what is set there is shown; `views` has the view-models.
 
     Args:
         circuit: A circuit, or the folder of one.

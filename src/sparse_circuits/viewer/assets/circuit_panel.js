@@ -110,9 +110,9 @@ function provenance(view, app) {
   const facts = [["model", from.model_hash], ["task", `${view.task.name}, seed ${view.task.seed}`], ["task hash", from.task_hash],
     ...Object.entries(from.versions), ["readings of test", String(from.test_readings.length)]];
   return h("div", {}, facts.map(([name, value]) => h("div", { class: "fact" }, h("span", {}, name), h("code", { class: "wrap" }, value))),
-    h("p", { class: "quiet" }, "Made again by"), h("pre", { class: "code" }, from.command),
+    h("p", { class: "quiet" }, view.task.origin ? `Imported from ${view.task.origin}, not pruned here; imported again by` : "Made again by"), h("pre", { class: "code" }, from.command),
     h("button", { onclick: () => copy(from.command, app.tell) }, "Copy command"),
-    h("details", { class: "facts" }, h("summary", {}, "settings"), Object.entries(view.settings).map(([name, value]) => factRow(name.replaceAll("_", " "), Array.isArray(value) ? value.join(", ") : value))));
+    h("details", { class: "facts" }, h("summary", {}, "settings"), Object.entries(view.settings).map(([name, value]) => anything(name, value, 1))));
 }
 
 function comparison(view, other, app) {

@@ -65,7 +65,9 @@ export async function toPNG(graph) {
   const context = canvas.getContext("2d");
   context.scale(scale, scale);
   context.drawImage(image, 0, 0, width, height);
-  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  return new Promise((resolve, reject) => {
+    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("this browser can't make a picture of that size"))), "image/png");
+  });
 }
 
 function cell(value) {

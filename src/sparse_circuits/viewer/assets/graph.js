@@ -2,8 +2,8 @@
 
 import { Camera } from "./camera.js";
 import { layOut } from "./layout.js";
-import { describe, h, s, signed, tokenText } from "./text.js";
-import { edgeContributions, effectOf, matches, shownGraph } from "./view.js";
+import { cut, describe, h, plural, s, signed, tokenText } from "./text.js";
+import { edgeContributions, effectOf, largest, matches, shownGraph } from "./view.js";
 
 const GUTTER = 116;
 const LABELS_FROM = 0.42;
@@ -13,7 +13,7 @@ const MANY_LINKS = 300;
 export class Graph {
   constructor({ view, title, choose }) {
     Object.assign(this, { view, choose, shared: null });
-    this.picture = s("svg", { class: "picture", role: "group", "aria-label": `Graph of ${title}` });
+    this.picture = s("svg", { class: "picture", role: "group", "aria-label": `Graph of ${tokenText(title)}` });
     this.board = h("div", { class: "board" }, this.picture);
     this.rowLabels = h("div", { class: "row-labels" });
     this.gutter = h("div", { class: "gutter", "aria-hidden": "true" }, this.rowLabels);
@@ -106,16 +106,16 @@ export class Graph {
   drawLinks(state) {
     const { at } = this.layout;
     const by = this.contributions(state);
-    const most = by ? Math.max(1e-9, ...by.map(Math.abs)) : this.view.largestWeight;
+    const most = by ? largest(by.map(Math.abs), 1e-9) : this.view.largestWeight;
     this.linkElements = [];
     // Among many links a faint one fades, or the strong ones can't be told.
     const faint = Math.min(1, Math.sqrt(MANY_LINKS / Math.max(1, this.shown.links.length)));
     const layers = { carry: [], embedding: [], edge: [], score: [] };
     for (const link of this.shown.links) {
       const isWeight = link.weight !== undefined;
-      const value = by ? (link.kind === "edge" ? by[link.index] : 0) : link.weight;
-      const share = isWeight ? Math.min(1, Math.abs(value) / most) : 0;
-      const sign = !isWeight || (by && link.kind !== "edge") ? "" : value >= 0 ? " plus" : " minus";
+      const { weight: value, magnitude } = by && isWeight ? contributionOf(link, by) : link;
+      const share = isWeight ? Math.min(1, magnitude / most) : 0;
+      const sign = !isWeight || value === 0 ? "" : value > 0 ? " plus" : " minus";
       const isToken = link.kind === "embedding" || link.kind === "unembedding";
       const path = s("path", {
         class: `link ${link.kind}${sign}`,
@@ -169,16 +169,18 @@ export class Graph {
     return [
       s("circle", { class: "halo", cx: x.toFixed(1), cy: y.toFixed(1), r: (radius + 5).toFixed(1) }),
       s("circle", { class: "disc", cx: x.toFixed(1), cy: y.toFixed(1), r: radius.toFixed(1), style: `--share:${(8 + 84 * share).toFixed(0)}%` }),
-      s("text", { x: x.toFixed(1), y: (y + radius + 14).toFixed(1), "text-anchor": "middle" }, own ? tokenText(own).slice(0, 16) : plain),
+      s("text", { x: x.toFixed(1), y: (y + radius + 14).toFixed(1), "text-anchor": "middle" }, own ? cut(tokenText(own), 16) : plain),
     ];
   }
 
   toldOf(node) {
     if (node.site === "token") return `token ${tokenText(node.label)}, embedding`;
     if (node.site === "logit") return `answer ${tokenText(node.label)}, logit`;
-    if (node.isGroup) return `group ${node.label}, ${node.members.length} nodes`;
+    if (node.isGroup) return `group ${tokenText(node.label)}, ${plural(node.members.length, "node")}`;
     const effect = effectOf(node);
-    return `${node.name}, ${describe(node)}${effect === undefined ? "" : `, effect ${signed(effect)} nats`}`;
+    const own = this.notes.names[node.name];
+    return [own ? tokenText(own) : null, node.name, describe(node), effect === undefined ? null : `effect ${signed(effect)} nats`,
+      this.notes.pinned.includes(node.name) ? "pinned" : null].filter(Boolean).join(", ");
   }
 
   /** Show a node with what it is joined to, and everything else faintly; null shows all alike. */
@@ -220,8 +222,8 @@ export class Graph {
       this.highlight(target.node.name);
       this.showTip(this.toldOf(target.node), event);
     } else {
-      const { source, target: end, weight, kind } = target.link;
-      const what = kind === "carry" ? "carried by the residual stream" : kind === "score" ? "multiplied in the head's score" : `weight ${signed(weight)}`;
+      const { source, target: end, weight, kind, n } = target.link;
+      const what = kind === "carry" ? "carried by the residual stream" : kind === "score" ? "multiplied in the head's score" : n > 1 ? `${n} weights, ${signed(weight)} in sum` : `weight ${signed(weight)}`;
       this.showTip(`${this.nameOf(source)} → ${this.nameOf(end)}: ${what}`, event);
     }
   }
@@ -286,11 +288,17 @@ export class Graph {
     if (key !== "ArrowUp" && key !== "ArrowDown") return undefined;
     const isUp = key === "ArrowUp";
     const joined = this.shown.links.filter((link) => (isUp ? link.source : link.target) === name && link.kind !== "score")
-      .sort((a, b) => isOutside(a) - isOutside(b) || Math.abs(b.weight ?? 0) - Math.abs(a.weight ?? 0)).map((link) => (isUp ? link.target : link.source));
+      .sort((a, b) => isOutside(a) - isOutside(b) || (b.magnitude ?? 0) - (a.magnitude ?? 0)).map((link) => (isUp ? link.target : link.source));
     if (joined.length) return joined[0];
     const other = rows[r + (isUp ? 1 : -1)]?.nodes ?? [];
     return [...other].sort((a, b) => Math.abs(at.get(a.name).x - at.get(name).x) - Math.abs(at.get(b.name).x - at.get(name).x))[0]?.name;
   }
+}
+
+/** What the edges of a line contribute together, in the place of its weight; links that are no edges, nothing. */
+function contributionOf({ indices }, by) {
+  const values = indices.map((i) => by[i]);
+  return { weight: values.reduce((a, b) => a + b, 0), magnitude: values.reduce((a, b) => a + Math.abs(b), 0) };
 }
 
 /** Links with tokens and logits are walked last. */
@@ -299,7 +307,7 @@ function isOutside(link) {
 }
 
 function chip(node, { x, y }) {
-  const text = node.isGroup ? `${node.label} · ${node.members.length}` : tokenText(node.label).slice(0, 18);
+  const text = node.isGroup ? `${tokenText(node.label)} · ${node.members.length}` : cut(tokenText(node.label), 18);
   const width = Math.max(26, 7.4 * [...text].length + 14);
   return [s("rect", { class: "chip", x: (x - width / 2).toFixed(1), y: (y - 12).toFixed(1), width: width.toFixed(1), height: 24, rx: node.isGroup ? 12 : 5 }),
     s("text", { x: x.toFixed(1), y: (y + 4).toFixed(1), "text-anchor": "middle" }, text)];

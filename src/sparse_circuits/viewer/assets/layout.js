@@ -89,8 +89,8 @@ function neighbours(nodes, links) {
     near.get(a).push([b, pull]);
     near.get(b).push([a, pull]);
   };
-  for (const { source, target, kind, weight } of links) {
-    if (kind !== "score") join(source, target, kind === "carry" ? 2 : kind === "edge" ? 1 + Math.min(2, Math.abs(weight ?? 0)) : 0.35);
+  for (const { source, target, kind, magnitude } of links) {
+    if (kind !== "score") join(source, target, kind === "carry" ? 2 : kind === "edge" ? 1 + Math.min(2, magnitude ?? 0) : 0.35);
   }
   // A head is drawn as one box, so its nodes are of one part.
   const last = new Map();

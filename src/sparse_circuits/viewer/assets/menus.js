@@ -42,7 +42,15 @@ export function compareMenu(app) {
 /** The circuit as a file. */
 export function exportMenu(app) {
   const name = app.view.title.replace(/[^\w.-]+/g, "_");
-  const item = (text, act) => h("button", { onclick: async () => { await act(); app.tell(`wrote ${text}`); } }, text);
+  const write = async (text, act) => {
+    try {
+      await act();
+      app.tell(`wrote ${text}`);
+    } catch (error) {
+      app.tell(`${text} is not written: ${error.message}`);
+    }
+  };
+  const item = (text, act) => h("button", { onclick: () => write(text, act) }, text);
   return h("div", { class: "list" },
     item("SVG", () => download(`${name}.svg`, toSVG(app.graphs[0]), "image/svg+xml")),
     item("PNG", async () => download(`${name}.png`, await toPNG(app.graphs[0]), "image/png")),

@@ -4,7 +4,7 @@ import { headSection } from "./attention.js";
 import { balance, histogram } from "./curves.js";
 import { differing, strip } from "./strips.js";
 import { copy, describe, h, heat, plural, short, signed, tokenText } from "./text.js";
-import { effectOf, onPrompt, promptScale, unpack } from "./view.js";
+import { effectOf, largest, onPrompt, promptScale, unpack } from "./view.js";
 
 /** The panel of the chosen node. `app` has state, notes, and what changes them. */
 export function nodePanel(view, app) {
@@ -45,7 +45,7 @@ function head(view, node, app) {
     h("div", { class: "actions" },
       h("button", { onclick: () => copy(node.name, app.tell) }, "Copy name"),
       h("button", { onclick: () => copy(python, app.tell), title: python }, "Copy Python"),
-      h("button", { onclick: () => app.pin(node.name), "aria-pressed": String(isPinned) }, isPinned ? "Unpin" : "Pin"),
+      h("button", { onclick: () => app.pin(node.name), "aria-pressed": String(isPinned), "data-keep": "pin" }, isPinned ? "Unpin" : "Pin"),
       h("button", { onclick: () => app.groupWith(node.name) }, "Group…")),
     h("p", { class: "effect" }, effect === undefined ? "Its effect was not measured." : [
       h("b", {}, `${signed(effect)} nats`), " when ablated",
@@ -60,7 +60,7 @@ export function nodeLink(name, app) {
 
 function edgeLists(view, node, app) {
   const list = (title, links, other) => {
-    const most = Math.max(1e-9, ...links.map((link) => Math.abs(link.weight ?? 0)));
+    const most = largest(links.map((link) => Math.abs(link.weight ?? 0)), 1e-9);
     if (!links.length) return h("p", { class: "quiet" }, `${title}: none`);
     return h("table", { class: "plain edges" }, h("caption", {}, `${title} · ${links.length}`), h("tbody", {},
       [...links].sort((a, b) => Math.abs(b.weight ?? 0) - Math.abs(a.weight ?? 0)).map((link) => h("tr", {},
@@ -85,9 +85,11 @@ function onTask(view, node, app) {
     const pair = view.prompts.pairs[i], changed = differing(pair);
     const sides = [0, 1].map((side) => onPrompt(view, pair, run, node.name, side));
     const difference = Array.from(sides[0], (value, k) => value - sides[1][k]);
-    const row = (label, texts, values) => h("div", { class: "strip-row" }, h("span", { class: "strip-label" }, label), strip(texts, values, most, { changed, label: `${label}: activations of ${node.name}` }));
+    const answers = pair.answers.map((token) => tokenText(view.token(token)));
+    const row = (name, texts, values, shown = name) => h("div", { class: "strip-row" }, h("span", { class: "strip-label" }, shown),
+      strip(texts, values, most, { changed, label: `${name}: activations of ${node.name} on` }));
     return h("div", { class: "pair" },
-      [0, 1].map((side) => row(h("bdi", { class: "tok" }, tokenText(view.token(pair.answers[side]))), pair.tokens[side].map(view.token), sides[side])),
+      [0, 1].map((side) => row(answers[side], pair.tokens[side].map(view.token), sides[side], h("bdi", { class: "tok" }, answers[side]))),
       row("difference", pair.tokens[0].map((token, k) => (changed.has(k) ? `${view.token(token)}/${view.token(pair.tokens[1][k])}` : view.token(token))), difference));
   }), h("p", { class: "scale quiet" }, h("i", { style: `background:${heat(-1)}` }), `−${short(most)}`, h("i", { style: `background:${heat(1)}` }), `+${short(most)}`));
 }
@@ -118,7 +120,7 @@ function inCorpus(view, node, app) {
       const first = (bin.i * samples.n_example + k) * width;
       const texts = Array.from(tokens.numbers.subarray(first, first + width), (id) => (id === 65535 ? null : view.token(id)));
       const values = row.subarray(first, first + width);
-      return h("div", { class: "strip-row" }, h("span", { class: "strip-label number" }, signed(values[samples.before], 2)), strip(texts, values, found.largest || 1, { focus: samples.before, label: `example, activation ${short(values[samples.before])}` }));
+      return h("div", { class: "strip-row" }, h("span", { class: "strip-label number" }, signed(values[samples.before], 2)), strip(texts, values, found.largest || 1, { focus: samples.before, label: `example, activation ${short(values[samples.before])}:` }));
     })));
   return h("div", {}, h("div", { class: "controls" }, h("span", { class: "choices", role: "group", "aria-label": "examples" }, ["top", "bottom", "random"].map(tab))),
     places, histogram(found.histogram, { nZero: samples.n_token - found.n_nonzero, nToken: samples.n_token }),

@@ -1,7 +1,12 @@
 // What the reader keeps: notes, names, groups, pins. Saved beside the circuit by a server or a notebook, else in this
 // browser; a save on top of somebody else's is told, and nothing of either is lost.
 
+import { count } from "./text.js";
+
 const PARTS = ["notes", "names", "groups", "pinned"];
+
+/** Most characters of a text that a server or a widget keeps. */
+const LONGEST = 10_000;
 
 /** Notes with nothing in them. */
 export function emptyNotes() {
@@ -16,16 +21,33 @@ export function areNotes(value) {
     && Array.isArray(value.pinned);
 }
 
-/** All that either of two readers wrote; where both wrote about one node, both texts. */
+/** All that either of two readers wrote; throws an Error where two texts on one node are too long to stand together. */
 export function merged(mine, theirs) {
-  const texts = (a, b) => {
-    const found = { ...b };
-    for (const [name, text] of Object.entries(a)) found[name] = b[name] === undefined || b[name] === text ? text : `${text}\n${b[name]}`;
+  const texts = (part, between) => {
+    const found = { ...theirs[part] };
+    for (const [node, text] of Object.entries(mine[part])) {
+      found[node] = found[node] === undefined ? text : joined(text, found[node], between);
+      if ([...found[node]].length > LONGEST) throw new Error(`both ${part} of ${node} together have more than ${count(LONGEST)} characters: shorten yours, then keep both`);
+    }
     return found;
   };
-  const names = { ...theirs.names, ...mine.names };
-  const groups = [...mine.groups, ...theirs.groups.filter((group) => !mine.groups.some((own) => own.name === group.name))];
-  return { ...mine, notes: texts(mine.notes, theirs.notes), names, groups, pinned: [...new Set([...mine.pinned, ...theirs.pinned])] };
+  return { ...mine, notes: texts("notes", "\n"), names: texts("names", " / "), groups: allGroups(mine.groups, theirs.groups), pinned: [...new Set([...mine.pinned, ...theirs.pinned])] };
+}
+
+/** Two texts one after the other, or the one that has the other in it whole. */
+function joined(a, b, between) {
+  const holds = (outer, inner) => `${between}${outer}${between}`.includes(`${between}${inner}${between}`);
+  return holds(a, b) ? a : holds(b, a) ? b : `${a}${between}${b}`;
+}
+
+/** The groups of both; those of one name become one with the nodes of both. */
+function allGroups(mine, theirs) {
+  const found = new Map();
+  for (const group of [...mine, ...theirs]) {
+    const own = found.get(group.name);
+    found.set(group.name, own ? { ...own, nodes: [...new Set([...own.nodes, ...group.nodes])] } : group);
+  }
+  return [...found.values()];
 }
 
 /** A short hash of a text (FNV-1a), to tell circuits apart. */
@@ -56,13 +78,17 @@ export class BrowserNotes {
   /** Save, or return what another tab saved meanwhile. */
   async save(notes) {
     const stored = this.stored();
-    if (stored && stored.revision !== this.revision) return { conflict: stored.notes };
+    if (stored && stored.revision !== this.revision) {
+      this.theirs = stored.revision;
+      return { conflict: stored.notes };
+    }
     if (this.write({ revision: this.revision + 1, notes, page: this.page })) this.revision += 1;
     return {};
   }
 
+  /** Save on top of what the last conflict showed, and of nothing newer. */
   async adopt() {
-    this.revision = this.stored()?.revision ?? 0;
+    this.revision = this.theirs ?? this.revision;
   }
 
   stored() {
@@ -87,55 +113,94 @@ export class BrowserNotes {
   }
 }
 
-/** Notes kept in `notes.json` by a server. */
+/** Notes kept in `notes.json` by a server. Saves go one after the other: each names the revision that it is made from. */
 export class ServedNotes {
   constructor(ask) {
-    this.ask = ask;
-    this.where = "notes.json beside the circuit";
+    Object.assign(this, { ask, turn: Promise.resolve(), where: "notes.json beside the circuit" });
   }
 
-  async read() {
-    const found = await this.ask("GET", "api/notes");
-    this.revision = found.revision;
-    return found.notes;
+  read() {
+    return this.inTurn(async () => {
+      const found = await this.asked("GET", "api/notes");
+      this.revision = found.revision;
+      return found.notes;
+    });
   }
 
-  async save(notes) {
-    const found = await this.ask("PUT", "api/notes", { notes, revision: this.revision });
-    if (found.conflict) {
-      this.theirs = found.revision;
+  save(notes) {
+    return this.inTurn(async () => {
+      const found = await this.asked("PUT", "api/notes", { notes, revision: this.revision });
+      if (found.conflict) this.theirs = found.revision;
+      else this.revision = found.revision;
       return { conflict: found.conflict };
-    }
-    this.revision = found.revision;
-    return {};
+    });
   }
 
-  async adopt() {
-    this.revision = this.theirs;
+  adopt() {
+    const { theirs } = this;
+    return this.inTurn(async () => { this.revision = theirs; });
+  }
+
+  inTurn(work) {
+    const done = this.turn.then(work);
+    this.turn = done.catch(() => {}); // told to whoever asked; the next has its turn
+    return done;
+  }
+
+  async asked(...request) {
+    this.where = "this page only, for the server did not take them; save them as a file";
+    const found = await this.ask(...request);
+    this.where = "notes.json beside the circuit";
+    return found;
   }
 }
 
-/** Notes kept by a notebook's widget. */
+/** Notes kept by a notebook's widget, which Python and other views of it change too. */
 export class WidgetNotes {
-  constructor(model) {
-    this.model = model;
-    this.where = "the widget's `notes`";
+  /** `changed(notes)` is called when somebody else changed them, and says whether they are shown now. */
+  constructor(model, changed) {
+    Object.assign(this, { model, where: "the widget's `notes`" });
+    this.heard = () => {
+      const now = this.now();
+      if (!sameNotes(now, this.last) && changed(now)) this.last = now;
+    };
+    model.on("change:notes", this.heard);
+  }
+
+  now() {
+    return this.model.get("notes") ?? emptyNotes();
   }
 
   async read() {
+    this.last = this.now();
     return this.model.get("notes");
   }
 
   async save(notes) {
+    const now = this.now();
+    if (!sameNotes(now, this.last)) {
+      this.theirs = now;
+      return { conflict: now, how: "set by Python or another view meanwhile" };
+    }
+    this.last = notes;
     this.model.set("notes", notes);
     this.model.save_changes();
     return {};
   }
 
-  async adopt() {}
+  async adopt() {
+    this.last = this.theirs;
+  }
+
+  /** Hear no more of changes: the view is gone. */
+  close() {
+    this.model.off("change:notes", this.heard);
+  }
 }
 
 /** Whether two readers' notes say the same. */
 export function sameNotes(a, b) {
-  return JSON.stringify(PARTS.map((part) => a[part])) === JSON.stringify(PARTS.map((part) => b[part]));
+  const sorted = (_, value) => (value === null || typeof value !== "object" || Array.isArray(value) ? value : Object.fromEntries(Object.entries(value).sort()));
+  const [first, second] = [a, b].map((notes) => JSON.stringify(PARTS.map((part) => notes[part]), sorted));
+  return first === second;
 }

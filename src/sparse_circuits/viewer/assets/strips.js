@@ -1,10 +1,10 @@
 // Text as rows of tokens, each shaded by a number.
 
-import { h, heat, inlineText, signed, tokenText } from "./text.js";
+import { h, heat, inlineText, signed, tokenText, visible } from "./text.js";
 
-/** A strip of tokens: `values` shade them, `most` is full shade, `focus` is the token that it is about. */
+/** A strip of tokens: `values` shade them, `most` is full shade, `focus` is the token that it is about, `label` what is told before them. */
 export function strip(texts, values, most, { focus = -1, label = "", changed = null, onhover = null } = {}) {
-  return h("div", { class: "strip", role: "img", "aria-label": label || texts.join("") },
+  return h("div", { class: "strip", role: "img", "aria-label": `${label} ${visible(texts.join(""))}`.trim() },
     texts.map((text, i) => (text === null ? null : h("bdi", {
       class: ["tok", i === focus ? "focus" : "", changed?.has(i) ? "changed" : "", text.includes("\n") ? "ends" : ""].filter(Boolean).join(" "),
       style: `background:${heat(values[i] / most)}`,

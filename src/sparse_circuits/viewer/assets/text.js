@@ -19,7 +19,9 @@ function fill(element, attributes, children) {
     else if (name === "value") element.value = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  for (const child of children.flat(Infinity)) {
+    if (child !== null && child !== undefined && child !== false) element.append(child);
+  }
   return element;
 }
 
@@ -38,6 +40,11 @@ export function visible(text) {
     else shown += character;
   }
   return shown;
+}
+
+/** The first characters of a text; a pair of surrogates is one character, and stays whole. */
+export function cut(text, n) {
+  return [...text].slice(0, n).join("");
 }
 
 /** A token as an isolated piece of text, spaces at its ends made visible. */
@@ -112,7 +119,7 @@ export function heat(share) {
 export async function copy(text, told) {
   try {
     await navigator.clipboard.writeText(text);
-    told(`copied ${text.length > 60 ? `${text.slice(0, 60)}…` : text}`);
+    told(`copied ${text.length > 60 ? `${cut(text, 60)}…` : text}`);
   } catch {
     const area = h("textarea", { value: text, "aria-label": "text to copy", class: "offscreen" });
     document.body.append(area);

@@ -19,19 +19,27 @@ export function openView(raw) {
   raw.nodes.forEach((node, i) => { view.byName.set(node.name, node); view.place.set(node.name, i); });
   raw.edges.forEach((edge, i) => view.edgePlace.set(`${edge.source} → ${edge.target}`, i));
   view.links = linksOf(view);
-  view.largestWeight = Math.max(1e-9, ...raw.edges.map((edge) => Math.abs(edge.weight)));
-  view.largestEffect = Math.max(1e-9, ...raw.nodes.map((node) => effectOf(node) ?? 0));
+  view.largestWeight = largest(raw.edges.map((edge) => Math.abs(edge.weight)), 1e-9);
+  view.largestEffect = largest(raw.nodes.map((node) => effectOf(node) ?? 0), 1e-9);
   view.token = (id) => raw.vocabulary[id] ?? `#${id}`;
   return view;
 }
 
 function linksOf(view) {
-  const links = view.edges.map((edge, i) => ({ ...edge, kind: "edge", index: i }));
-  links.push(...view.carries.map((carry) => ({ ...carry, kind: "carry" })));
-  links.push(...view.scores.map((score) => ({ source: score.query, target: score.key, kind: "score" })));
-  links.push(...view.embedding.map((edge) => ({ source: `token:${edge.token}`, target: edge.target, weight: edge.weight, kind: "embedding" })));
-  links.push(...view.unembedding.map((edge) => ({ source: edge.source, target: `logit:${edge.token}`, weight: edge.weight, kind: "unembedding" })));
-  return links;
+  return [
+    view.edges.map((edge, i) => ({ ...edge, kind: "edge", index: i })),
+    view.carries.map((carry) => ({ ...carry, kind: "carry" })),
+    view.scores.map((score) => ({ source: score.query, target: score.key, kind: "score" })),
+    view.embedding.map((edge) => ({ source: `token:${edge.token}`, target: edge.target, weight: edge.weight, kind: "embedding" })),
+    view.unembedding.map((edge) => ({ source: edge.source, target: `logit:${edge.token}`, weight: edge.weight, kind: "unembedding" })),
+  ].flat();
+}
+
+/** The largest of many numbers, `least` at least: a function can't be handed some 100,000 as arguments. */
+export function largest(values, least) {
+  let most = least;
+  for (const value of values) if (value > most) most = value;
+  return most;
 }
 
 /** How much higher the loss is without a node, in nats; undefined where it was not measured. */
@@ -83,39 +91,22 @@ export function matches(node, query, notes) {
   return query.toLowerCase().split(/\s+/).every((word) => text.includes(word));
 }
 
-/** What filters and folded groups leave of the graph: nodes to draw and links between them. */
+/** What filters leave of the graph: nodes to draw, folded groups in the place of theirs, and links between them. */
 export function shownGraph(view, state, notes) {
-  const nodes = new Map();
-  const stands = new Map();
+  const isHidden = (node) => state.hiddenLayers.has(node.layer) || (effectOf(node) ?? Infinity) < state.minEffect;
+  const left = new Map(view.nodes.filter((node) => !isHidden(node)).map((node) => [node.name, node]));
+  const nodes = new Map(), stands = new Map();
   for (const group of notes.groups) {
-    const members = group.nodes.filter((name) => view.byName.has(name));
-    if (!group.is_folded || members.length < 2) continue;
-    const first = view.byName.get(members[0]);
+    const members = group.nodes.filter((name) => left.has(name));
+    if (!group.is_folded || !members.length || group.nodes.filter((name) => view.byName.has(name)).length < 2) continue;
     const name = `group:${group.name}`;
-    nodes.set(name, { ...first, name, label: group.name, members, isGroup: true, head: undefined,
-      effect: Math.max(...members.map((m) => effectOf(view.byName.get(m)) ?? 0)), effect_estimate: undefined });
+    nodes.set(name, { ...left.get(members[0]), name, label: group.name, members, isGroup: true, head: undefined,
+      effect: largest(members.map((member) => effectOf(left.get(member)) ?? 0), -Infinity), effect_estimate: undefined });
     members.forEach((member) => stands.set(member, name));
   }
-  for (const node of view.nodes) {
-    const isHidden = state.hiddenLayers.has(node.layer) || (effectOf(node) ?? Infinity) < state.minEffect;
-    if (!stands.has(node.name) && !isHidden) nodes.set(node.name, node);
-  }
-  const links = new Map();
-  for (const link of view.links) {
-    if (link.weight !== undefined && Math.abs(link.weight) < state.minWeight) continue;
-    if (link.kind === "carry" && !state.showsCarries) continue;
-    if ((link.kind === "embedding" || link.kind === "unembedding") && !state.showsTokens) continue;
-    const source = stands.get(link.source) ?? link.source;
-    const target = stands.get(link.target) ?? link.target;
-    if (source === target) continue;
-    const isThere = (name) => nodes.has(name) || name.startsWith("token:") || name.startsWith("logit:");
-    if (!isThere(source) || !isThere(target)) continue;
-    const key = `${link.kind}|${source}|${target}`;
-    const before = links.get(key);
-    if (before && link.weight !== undefined) before.weight += link.weight;
-    else if (!before) links.set(key, { ...link, source, target });
-  }
-  for (const link of links.values()) {
+  for (const [name, node] of left) if (!stands.has(name)) nodes.set(name, node);
+  const links = shownLinks(view, state, nodes, stands);
+  for (const link of links) {
     for (const name of [link.source, link.target]) {
       if (nodes.has(name)) continue;
       const id = Number(name.split(":")[1]);
@@ -123,5 +114,31 @@ export function shownGraph(view, state, notes) {
       nodes.set(name, { name, token: id, label: view.token(id), site: isToken ? "token" : "logit", layer: isToken ? -1 : Infinity });
     }
   }
-  return { nodes: [...nodes.values()], links: [...links.values()] };
+  return { nodes: [...nodes.values()], links };
+}
+
+/**
+ * Links between what is drawn. Those that join the same two become one: `weight` is their sum, `magnitude` that of their
+ * magnitudes, `n` how many they are, `indices` which edges.
+ */
+function shownLinks(view, state, nodes, stands) {
+  const links = new Map();
+  const isThere = (name) => nodes.has(name) || name.startsWith("token:") || name.startsWith("logit:");
+  for (const { kind, weight, index, ...link } of view.links) {
+    if (weight !== undefined && Math.abs(weight) < state.minWeight) continue;
+    if (kind === "carry" && !state.showsCarries) continue;
+    if ((kind === "embedding" || kind === "unembedding") && !state.showsTokens) continue;
+    const source = stands.get(link.source) ?? link.source;
+    const target = stands.get(link.target) ?? link.target;
+    if (source === target || !isThere(source) || !isThere(target)) continue;
+    const key = `${kind}|${source}|${target}`;
+    const one = links.get(key) ?? { kind, source, target, n: 0, indices: [], ...(weight === undefined ? {} : { weight: 0, magnitude: 0 }) };
+    links.set(key, one);
+    one.n += 1;
+    if (index !== undefined) one.indices.push(index);
+    if (weight === undefined) continue;
+    one.weight += weight;
+    one.magnitude += Math.abs(weight);
+  }
+  return [...links.values()];
 }

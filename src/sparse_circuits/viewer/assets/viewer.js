@@ -3,7 +3,9 @@
 import { readAddress, startState, writeAddress } from "./address.js";
 import { circuitPanel } from "./circuit_panel.js";
 import { pickFile } from "./exports.js";
+import { refill } from "./focus.js";
 import { Graph, legend } from "./graph.js";
+import { Live, askServer } from "./live.js";
 import { livePanel } from "./live_panel.js";
 import { compareMenu, exportMenu, filters } from "./menus.js";
 import { BrowserNotes, ServedNotes, WidgetNotes, emptyNotes, merged, sameNotes } from "./notes.js";
@@ -14,7 +16,7 @@ import { count, h, plural, short, tokenText } from "./text.js";
 import { openView } from "./view.js";
 
 const TABS = { circuit: "Circuit", node: "Node", prompt: "Prompts", notes: "Notes", live: "Live" };
-const KEYS = [["/", "search"], ["arrows", "go from node to node"], ["Enter", "choose a node"], ["Escape", "let go"], ["f", "fit the picture"], ["+ −", "zoom"], ["p", "pin the chosen node"],
+const KEYS = [["/", "search"], ["arrows", "go from node to node"], ["Enter", "choose a node"], ["Escape", "close, or let go"], ["f", "fit the picture"], ["+ −", "zoom"], ["p", "pin the chosen node"],
   ["1 – 5", "panels"], ["[ ]", "previous and next pair"], ["t", "dark, light"], ["?", "this list"]];
 
 /** Draw what a page holds: the start as JSON, gzipped, in base64. */
@@ -54,8 +56,8 @@ class Viewer {
     Object.assign(this, { root, start, views, notes: emptyNotes(), conflict: null, state: startState() });
     this.state.theme = start.theme ?? this.state.theme;
     this.keepsURL = !start.widget;
-    this.store = start.widget ? new WidgetNotes(start.widget) : start.is_live ? new ServedNotes((...request) => this.ask(...request)) : new BrowserNotes(views[0]);
-    this.live = { prompt: views[0].task.example?.[0]?.prompt ?? "", edits: [], where: "circuit" };
+    this.store = start.widget ? new WidgetNotes(start.widget, (found) => this.hear(found)) : start.is_live ? new ServedNotes((...request) => askServer(start.token, ...request)) : new BrowserNotes(views[0]);
+    this.live = new Live(this);
     this.readURL();
     for (const name of ["change", "choose", "tell", "pin", "write"]) this[name] = this[name].bind(this);
   }
@@ -71,6 +73,12 @@ class Viewer {
 
   readURL() {
     if (this.keepsURL) Object.assign(this.state, readAddress({ tabs: this.tabNames, views: this.views }));
+  }
+
+  followURL() {
+    this.readURL();
+    this.search.value = this.state.query;
+    this.render();
   }
 
   get tabNames() {
@@ -109,15 +117,15 @@ class Viewer {
     this.root.addEventListener("keydown", (event) => this.key(event));
     if (this.keepsURL) {
       document.addEventListener("keydown", (event) => event.target === document.body && this.key(event));
-      window.addEventListener("hashchange", () => { this.readURL(); this.render(); });
+      window.addEventListener("hashchange", () => this.followURL());
     }
     new ResizeObserver(() => this.graphs?.forEach((graph) => graph.fit())).observe(this.stage);
   }
 
   menu(title, content) {
-    const body = h("div", { class: "menu-body" });
-    const box = h("details", { class: "menu" }, h("summary", { role: "button" }, title), body);
-    box.refill = () => body.replaceChildren(content());
+    const body = h("div", { class: "menu-body" }), summary = h("summary", { role: "button" }, title);
+    const box = h("details", { class: "menu" }, summary, body);
+    box.refill = () => refill(body, content(), { instead: summary });
     box.addEventListener("toggle", () => {
       if (!box.open) return;
       this.root.querySelectorAll("details.menu[open]").forEach((other) => other !== box && (other.open = false));
@@ -166,15 +174,17 @@ class Viewer {
   choose(name, isAdding = false) {
     if (isAdding && name) return void this.pin(name);
     const tab = name ? (["notes", "live"].includes(this.state.tab) ? this.state.tab : "node") : this.state.tab === "node" ? "circuit" : this.state.tab;
-    const hadFocus = this.stage.contains(this.active);
+    const focused = this.graphs.find((graph) => graph.element.contains(this.active));
     this.change({ node: name, tab });
-    if (hadFocus && name) this.graphs.find((graph) => graph.elements.has(name))?.elements.get(name).focus();
+    focused?.elements.get(name)?.focus();
     if (name) this.tellChosen();
   }
 
   tellChosen() {
-    const graph = this.graphs[0], place = graph.layout.at.get(this.state.node);
-    if (place && graph.camera.zoom > 0.5) requestAnimationFrame(() => graph.camera.reveal(place.x, place.y));
+    this.eachGraph((graph) => {
+      const place = graph.layout.at.get(this.state.node);
+      if (place && graph.camera.zoom > 0.5) requestAnimationFrame(() => graph.camera.reveal(place.x, place.y));
+    });
   }
 
   render() {
@@ -198,24 +208,16 @@ class Viewer {
     this.tabs.replaceChildren(...this.tabNames.map((tab) => h("button", { role: "tab", "aria-selected": String(state.tab === tab), tabindex: state.tab === tab ? "0" : "-1", onclick: () => this.change({ tab }),
       onkeydown: (event) => this.tabKey(event) }, TABS[tab])));
     if (hadFocus) this.tabs.querySelector('[aria-selected="true"]').focus();
-    // What is being typed, and folded sections, outlive a redraw.
-    const active = this.active?.dataset?.keep;
-    const typed = active && { value: this.active.value, at: this.active.selectionStart };
+    // Folded sections outlive a redraw too.
     const folded = new Set([...this.panel.querySelectorAll("details.section:not([open]) > summary")].map((summary) => summary.textContent));
-    const isSame = this.drawnTab === state.tab && this.drawnNode === state.node;
+    const isSame = this.drawnTab === state.tab && (state.tab !== "node" || this.drawnNode === state.node);
     const { scrollTop } = this.panel;
     const content = { circuit: () => circuitPanel(this.view, this, this.views[1]), node: () => nodePanel(this.viewOf(state.node), this), prompt: () => promptPanel(this.view, this),
-      notes: () => notesPanel(this.view, this), live: () => livePanel(this.view, this) }[state.tab]();
+      notes: () => notesPanel(this), live: () => livePanel(this.view, this) }[state.tab]();
     content.querySelectorAll("details.section > summary").forEach((summary) => folded.has(summary.textContent) && (summary.parentElement.open = false));
-    this.panel.replaceChildren(content);
-    if (isSame) this.panel.scrollTop = scrollTop;
-    else this.panel.scrollTop = 0;
+    refill(this.panel, content, { isSame });
+    this.panel.scrollTop = isSame ? scrollTop : 0;
     Object.assign(this, { drawnTab: state.tab, drawnNode: state.node });
-    if (active) {
-      const again = this.panel.querySelector(`[data-keep="${active}"]`);
-      again?.focus();
-      if (again && isSame && typed) again.value = typed.value;
-    }
   }
 
   viewOf(node) {
@@ -228,7 +230,8 @@ class Viewer {
   }
 
   nextFound() {
-    const names = [...this.graphs[0].elements].filter(([, element]) => element.classList.contains("found")).map(([name]) => name);
+    const found = this.graphs.flatMap((graph) => [...graph.elements].filter(([, element]) => element.classList.contains("found")));
+    const names = [...new Set(found.map(([name]) => name))];
     if (names.length) this.choose(names[(names.indexOf(this.state.node) + 1) % names.length]);
   }
 
@@ -243,10 +246,10 @@ class Viewer {
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || this.root.querySelector("dialog[open]")) return;
     const isTyping = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
     if (event.key === "Escape") {
-      this.root.querySelectorAll("details.menu[open]").forEach((menu) => { menu.open = false; });
+      if (this.closeMenus(event.target)) return;
       if (isTyping) event.target.blur();
       else this.choose(null);
       return;
@@ -265,6 +268,16 @@ class Viewer {
   }
 
   // ---- menus
+
+  /** Close what is open, and say whether anything was; whoever was inside is at the menu's name again. */
+  closeMenus(from) {
+    const open = this.root.querySelectorAll("details.menu[open]");
+    for (const menu of open) {
+      menu.open = false;
+      if (menu.contains(from)) menu.querySelector("summary").focus();
+    }
+    return open.length > 0;
+  }
 
   async openBeside() {
     const text = await pickFile(".json");
@@ -306,27 +319,40 @@ class Viewer {
 
   async loadNotes() {
     try {
-      const found = (await this.store.read()) ?? this.view.notes;
-      if (found && !sameNotes(found, this.notes)) {
-        this.notes = { ...emptyNotes(), ...found };
-        this.render();
-      }
+      this.take((await this.store.read()) ?? this.view.notes);
       if (this.store.conflict) this.meet(this.store.conflict, "the page came with other notes than this browser has");
     } catch (error) {
       this.tell(`the notes could not be read: ${error.message}`);
     }
   }
 
+  take(found) {
+    if (!found || sameNotes(found, this.notes)) return;
+    this.notes = { ...emptyNotes(), ...found };
+    this.render();
+  }
+
+  /** Show what somebody else changed; not over a choice or an unsaved text, whose save will tell of it. */
+  hear(found) {
+    const part = { "own-name": "names", "own-note": "notes" }[this.active?.dataset?.keep];
+    const isWriting = part && this.active.value !== (this.notes[part][this.state.node] ?? "");
+    if (this.conflict || isWriting) return false;
+    this.take(found);
+    return true;
+  }
+
   async keep(notes, { redrawsPanel = true } = {}) {
+    const { where } = this.store;
     this.notes = notes;
     if (redrawsPanel) this.render();
     else this.drawGraphs();
     try {
-      const { conflict } = await this.store.save(notes);
-      if (conflict) this.meet(conflict, "saved in another tab meanwhile");
+      const { conflict, how = "saved in another tab meanwhile" } = await this.store.save(notes);
+      if (conflict) this.meet(conflict, how);
     } catch (error) {
       this.tell(`the notes are not saved: ${error.message}`);
     }
+    if (this.store.where !== where && this.state.tab === "notes") this.renderPanel();
   }
 
   /** Ask which of two readers' notes to keep. */
@@ -337,10 +363,16 @@ class Viewer {
   }
 
   async settle(how) {
-    const theirs = this.conflict;
+    const theirs = { ...emptyNotes(), ...this.conflict };
+    let notes;
+    try {
+      notes = how === "merge" ? merged(this.notes, theirs) : how === "mine" ? this.notes : theirs;
+    } catch (error) {
+      return void this.tell(error.message);
+    }
     this.conflict = null;
     await this.store.adopt();
-    await this.keep(how === "merge" ? merged(this.notes, theirs) : how === "mine" ? this.notes : { ...emptyNotes(), ...theirs });
+    await this.keep(notes);
   }
 
   replaceNotes(notes) { this.keep(notes); }
@@ -348,15 +380,23 @@ class Viewer {
   /** Pin a node, or a group's nodes; unpin them if they are all pinned. */
   pin(name) {
     const { pinned } = this.notes;
-    const names = this.nodesOf(name);
+    const { names, unknown } = this.nodesOf(name);
+    if (unknown.length) this.tell(`${unknown.join(", ")}: not in the picture, so it can't be pinned`);
+    if (!names.length) return;
     const arePinned = names.every((one) => pinned.includes(one));
     this.keep({ ...this.notes, pinned: arePinned ? pinned.filter((other) => !names.includes(other)) : [...new Set([...pinned, ...names])] });
   }
 
-  /** The circuit's nodes that a name in the picture stands for: one, those of a folded group, or none. */
+  /** The nodes that a name stands for, one or those of a group: `names` in either circuit, and `unknown` ones. */
   nodesOf(name) {
     const group = this.notes.groups.find((one) => `group:${one.name}` === name);
-    return (group ? group.nodes : [name]).filter((one) => this.view.byName.has(one));
+    const all = group ? group.nodes : [name];
+    return { names: all.filter((one) => this.knows(one)), unknown: all.filter((one) => !this.knows(one)) };
+  }
+
+  /** Whether a circuit that is shown has a node. */
+  knows(name) {
+    return this.views.some((view) => view.byName.has(name));
   }
 
   write(part, name, text) {
@@ -374,60 +414,14 @@ class Viewer {
   }
 
   addGroup(name) {
-    const pinned = this.notes.pinned.filter((other) => this.view.byName.has(other));
-    const nodes = pinned.length ? pinned : this.nodesOf(this.state.node);
+    const pinned = this.notes.pinned.filter((other) => this.knows(other));
+    const nodes = pinned.length ? pinned : this.nodesOf(this.state.node).names;
     if (this.notes.groups.some((group) => group.name === name)) this.tell(`there is a group ${name} already`);
-    else this.keep({ ...this.notes, groups: [...this.notes.groups, { name, nodes, is_folded: false }], pinned: [] });
+    else this.keep({ ...this.notes, groups: [...this.notes.groups, { name, nodes, is_folded: false }], pinned: this.notes.pinned.filter((other) => !this.knows(other)) });
   }
 
   changeGroup(name, patch) {
     const groups = this.notes.groups.flatMap((group) => (group.name !== name ? [group] : patch === null ? [] : [{ ...group, ...patch }]));
     this.keep({ ...this.notes, groups });
-  }
-
-  // ---- live
-
-  async ask(method, path, body) {
-    const response = await fetch(path, { method, headers: { "X-Token": this.start.token, ...(body ? { "Content-Type": "application/json" } : {}) }, body: body ? JSON.stringify(body) : undefined });
-    const found = await response.json();
-    if (!response.ok && response.status !== 409) throw new Error(found.error ?? `the server answered ${response.status}`);
-    return found;
-  }
-
-  async asking(work) {
-    try {
-      this.live.error = null;
-      await work();
-    } catch (error) {
-      this.live.error = error.message;
-    }
-    this.render();
-  }
-
-  runLive() {
-    return this.asking(async () => {
-      const before = performance.now();
-      this.live.result = await this.ask("POST", "api/run", { prompt: this.live.prompt, edits: this.live.edits, where: this.live.where, watch: (this.view.task.example ?? []).map((side) => side.answer) });
-      this.live.milliseconds = performance.now() - before;
-    });
-  }
-
-  explainLive() {
-    return this.asking(async () => { this.live.explanation = await this.ask("POST", "api/explain", { prompt: this.live.prompt }); });
-  }
-
-  scoreLive(expression) {
-    return this.asking(async () => { this.live.score = await this.ask("POST", "api/predicate", { node: this.state.node, expression }); });
-  }
-
-  editLive(edit) {
-    if (!Number.isFinite(edit.value)) return void this.tell("the value is not a number");
-    this.live.edits = [...this.live.edits, edit];
-    this.runLive();
-  }
-
-  removeEdit(which) {
-    this.live.edits = which === null ? [] : this.live.edits.filter((_, i) => i !== (which < 0 ? this.live.edits.length - 1 : which));
-    this.runLive();
   }
 }

@@ -1,6 +1,7 @@
 """Every command does its one thing; bad input is one clear line and nothing is lost."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -45,20 +46,7 @@ def test_help_names_every_command_and_needs_no_torch():
         "try: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for name in (
-        "demo",
-        "corpus",
-        "audit",
-        "train",
-        "tasks",
-        "prune",
-        "verify",
-        "view",
-        "inspect",
-        "generate",
-        "predict",
-    ):
-        assert name in done.stdout
+    assert re.findall(r"^│ +• (\S+) +\S", done.stdout, re.MULTILINE) == list(cli.app._subcommands)
 
 
 def test_corpus_then_train_then_inspect_then_generate(command, settings_file, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import sparse_circuits as sc
 from sparse_circuits import checkpoint
+from sparse_circuits.checkpoint import latest_checkpoint
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError
 from sparse_circuits.formats import mapped, official
@@ -99,6 +101,16 @@ def test_the_release_refuses_heads_that_do_not_divide_the_width(tmp_path):
     with pytest.raises(ConfigError, match="d_model 6 is no multiple of n_head 4"):
         sc.convert(model, tmp_path / "release", "release")
     assert not (tmp_path / "release").exists()
+
+
+def test_a_model_in_a_folder_of_a_run_is_not_the_runs(tmp_path):
+    run = shutil.copytree(sc.example(), tmp_path / "run")
+    for place in (run, latest_checkpoint(run)):
+        opened = sc.load(place)
+        assert (opened.folder, opened.tokenizer.n_vocab) == (run, 1024)
+    own = Transformer(ModelConfig(n_vocab=8, n_ctx=4, n_layer=1, d_model=6, n_head=2, d_head=2, d_mlp=8))
+    edited = sc.load(sc.convert(own, run / "edited/v1"))
+    assert (edited.folder, edited.tokenizer) == (run / "edited/v1", None)
 
 
 @pytest.mark.parametrize("prefix", ["", "circuit_model."])

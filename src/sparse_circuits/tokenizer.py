@@ -109,6 +109,12 @@ class Tokenizer:
                 return token
         raise FormatError(f"the tokenizer has no end of text: none of {', '.join(ENDS_OF_TEXT)} is one of its tokens")
 
+    @property
+    def end_of_text_name(self) -> str:
+        """What this tokenizer calls the end of text, one of `ENDS_OF_TEXT`; raises as `end_of_text` does."""
+        end = self.end_of_text
+        return next(name for name in ENDS_OF_TEXT if self._bpe.token_to_id(name) == end)
+
 
 def _check_merges(model: dict[str, Any], where: str) -> None:
     """Refuse a merge whose result has no id, of which the library dies; what else is wrong it says itself."""

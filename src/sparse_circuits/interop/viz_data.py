@@ -84,6 +84,9 @@ class VizData:
     settings: dict[str, Any]
     """How it was pruned."""
 
+    seed: int
+    """Of these settings; 0 if they have none."""
+
     curve: list[tuple[int, float]]
     """Steps of the search of settings, and the best loss so far."""
 
@@ -132,7 +135,7 @@ class VizData:
             model,
             keep,
             values=means,
-            task={"name": task, "hash": "", "seed": int(self.settings.get("seed", 0)), "origin": "viz_data.pt"},
+            task={"name": task, "hash": "", "seed": self.seed, "origin": "viz_data.pt"},
             settings={
                 "imported": self.settings,
                 "means": how,
@@ -229,10 +232,15 @@ def corpus_rows(folder: Path | str, model: Transformer, *, n_row: int = 512) -> 
 
 
 def _read(data: dict[str, Any], where: str) -> VizData:
-    found = data["importances"]
+    found, settings = (
+        data["importances"],
+        {str(name): value for name, value in (data.get("prune_config") or {}).items()},
+    )
+    int(settings.get("seed") or 0)
     config = from_release(dict(found["beeg_model_config"]), where=f"{where}: beeg_model_config")
     nodes = {str(location): _integers(kept) for location, kept in data["circuit_data"].items()}
     prompts, lengths = _prompts(found["task_samples"][0])
+    settings = {str(name): value for name, value in (data.get("prune_config") or {}).items()}
     return VizData(
         config=config,
         nodes=nodes,
@@ -250,7 +258,8 @@ def _read(data: dict[str, Any], where: str) -> VizData:
         prompts=prompts,
         lengths=lengths,
         samples=_samples(data["samples"]),
-        settings={str(name): value for name, value in (data.get("prune_config") or {}).items()},
+        settings=settings,
+        seed=int(settings.get("seed") or 0),
         curve=[(int(step), float(loss) / 2) for step, loss in data.get("all_loss") or []],
         n_node_total=int(data["num_total_nodes"]),
     )

@@ -143,6 +143,27 @@ def test_an_edge_that_the_file_lacks_is_cut(circuit, tmp_path):
     assert made.n_edge == 1
 
 
+def test_a_circuit_without_edges_comes_back_without_any(circuit, tmp_path):
+    circuit.edges = {name: torch.zeros_like(edges) for name, edges in circuit.edges.items()}
+    pairs = hand_built_task().split("select")
+    write_viz_data(circuit, tmp_path / "v.pt", pairs=pairs, text=pairs.tokens.flatten(0, 1))
+    found = read_viz_data(tmp_path / "v.pt")
+    assert found.edges == {}
+    assert found.circuit(circuit.model, means=circuit.values).n_edge == 0
+
+
+@pytest.mark.parametrize("kept", ["absent", [], [[], []]])
+def test_a_file_that_says_nothing_of_edges_keeps_all_between_its_nodes(kept, path, circuit):
+    data = torch.load(path, weights_only=True)
+    data["importances"]["pair_data_connections"] = kept
+    if kept == "absent":
+        del data["importances"]["pair_data_connections"]
+    torch.save(data, path)
+    found = read_viz_data(path)
+    assert found.edges is None
+    assert found.circuit(circuit.model, means=circuit.values).n_edge == circuit.n_edge == 2
+
+
 def test_means_are_computed_over_the_text_that_is_given(path, circuit):
     tokens = torch.tensor([[A, 2, 2, 2]])
     made = read_viz_data(path).circuit(circuit.model, tokens=tokens)

@@ -66,8 +66,8 @@ class VizData:
     location_losses: dict[str, float]
     """Without a location's nodes."""
 
-    edges: dict[str, float]
-    """Weights between kept nodes, such as `0.attn.act_in:3 → 0.attn.q:17`."""
+    edges: dict[str, float] | None
+    """Weights between kept nodes, such as `0.attn.act_in:3 → 0.attn.q:17`; None if the file says nothing of edges."""
 
     edge_effects: dict[str, float]
     """How much the circuit's loss rises without an edge."""
@@ -160,7 +160,9 @@ class VizData:
                 raise WrongModelError(f"the model has no {location} with channels up to {max(channels, default=0)}")
 
     def _keep_edges(self, made: Circuit) -> None:
-        """Keep the edges that the file has; if it has none at all, every weight between kept nodes stays."""
+        """Keep the edges that the file has; if it says nothing of edges, every weight between kept nodes stays."""
+        if self.edges is None:
+            return
         named = set(self.edges)
         n_wrong, linears = 0, made.model.linears()
         for name, mask in made.edges.items():
@@ -173,8 +175,7 @@ class VizData:
                         self.edges[edge], float(weight[row, column]), rel_tol=0.01, abs_tol=1e-4
                     )
                     named.discard(edge)
-            if self.edges:
-                made.edges[name] = kept
+            made.edges[name] = kept
         if n_wrong + len(named) > 0.05 * len(self.edges):
             raise WrongModelError(
                 f"{n_wrong + len(named)} of the circuit's {len(self.edges)} edges have another weight in this model: "
@@ -241,6 +242,7 @@ def _read(data: dict[str, Any], where: str) -> VizData:
     nodes = {str(location): _integers(kept) for location, kept in data["circuit_data"].items()}
     prompts, lengths = _prompts(found["task_samples"][0])
     settings = {str(name): value for name, value in (data.get("prune_config") or {}).items()}
+    weights = _joined(found.get("pair_data_connections") or [])
     return VizData(
         config=config,
         nodes=nodes,
@@ -253,8 +255,8 @@ def _read(data: dict[str, Any], where: str) -> VizData:
         },
         layer_losses={name: float(loss) / 2 for name, loss in found["layer_interv_losses"].items()},
         location_losses={name: float(loss) / 2 for name, loss in found["loc_interv_losses"].items()},
-        edges=_edges(found["pair_data_connections"]),
-        edge_effects={name: value / 2 for name, value in _edges(found["pair_data"]).items()},
+        edges=_edges(weights) if weights else None,
+        edge_effects={name: value / 2 for name, value in _edges(_joined(found["pair_data"])).items()},
         prompts=prompts,
         lengths=lengths,
         samples=_samples(data["samples"]),
@@ -265,10 +267,15 @@ def _read(data: dict[str, Any], where: str) -> VizData:
     )
 
 
+def _joined(pairs: list[Any]) -> list[Any]:
+    """Join the lists of each process, which one version of the files has."""
+    if all(not part or isinstance(part[0], list | tuple) for part in pairs):
+        return [pair for part in pairs for pair in part]
+    return pairs
+
+
 def _edges(pairs: list[Any]) -> dict[str, float]:
     """Name the nonzero entries of the matrices between two locations; the row of the biases is no edge."""
-    if pairs and isinstance(pairs[0][0], list | tuple):  # one version of the files has a list for each process
-        pairs = [pair for part in pairs for pair in part]
     edges = {}
     for matrix, sources, targets, (source, target) in pairs:
         sources = [None if name == "bias" else int(name) for name in sources]

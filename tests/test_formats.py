@@ -96,6 +96,19 @@ def test_a_conversion_writes_over_nothing_and_leaves_nothing_behind(tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("place", [".", "../here", "../link"])
+def test_an_empty_folder_is_filled_where_it_stands(place, layout, tmp_path, monkeypatch):
+    model, here = sc.load(sc.example()), tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    assert sc.convert(model, place, layout) == Path(place)
+    assert Path.cwd() == here
+    assert checkpoint.model_hash(sc.load(here)) == checkpoint.model_hash(model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"]
+
+
 def test_the_release_refuses_heads_that_do_not_divide_the_width(tmp_path):
     model = Transformer(ModelConfig(n_vocab=8, n_ctx=4, n_layer=1, d_model=6, n_head=4, d_head=2, d_mlp=8))
     with pytest.raises(ConfigError, match="d_model 6 is no multiple of n_head 4"):

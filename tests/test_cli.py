@@ -1,6 +1,7 @@
 """Every command does its one thing; bad input is one clear line and nothing is lost."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -123,6 +124,17 @@ def test_a_prompt_beyond_the_context_is_told_whole(command):
     assert code == 0
     assert out.startswith(prompt)
     assert "the model reads the last 64" in err
+
+
+def test_an_argument_that_is_no_utf_8_is_refused_in_one_line(command, tmp_path):
+    prompt = os.fsdecode(b"caf\xe9")
+    circuit = sc.example("circuits/single_double_quote")
+    for arguments in (
+        ("generate", sc.example(), prompt),
+        ("export", circuit, tmp_path / "g.json", "--to", "neuronpedia", "--prompt", prompt),
+    ):
+        code, out, _ = command(*arguments)
+        assert (code, out) == (r"sparse-circuits: 'caf\udce9' holds half a character (a lone surrogate)", "")
 
 
 def test_a_task_that_the_model_can_not_read_is_told_without_its_card(command, tmp_path):

@@ -13,6 +13,7 @@ import torch
 import sparse_circuits as sc
 from sparse_circuits import cli, examples, training
 from sparse_circuits.checkpoint import MODEL_NAME, latest_checkpoint, save_model
+from sparse_circuits.cli.check_circuits import _beside
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import FormatError
 from sparse_circuits.model import Transformer
@@ -246,6 +247,18 @@ def test_a_circuit_that_can_t_be_checked_says_what_is_missing(command, tmp_path)
     save_file({name: array for name, array in arrays.items() if name != "keep"}, path, header)
     code, _, _ = command("verify", circuit)
     assert "keep is missing: which nodes are the circuit's" in code
+
+
+def test_a_damaged_circuit_beside_a_sound_one_is_left_out_by_name(tmp_path, capsys):
+    circuit = tmp_path / "run/circuits/quote"
+    shutil.copytree(sc.example(), tmp_path / "run")
+    shutil.copytree(sc.example("circuits/single_double_quote"), circuit)
+    for name in ("history.jsonl", "masks.safetensors"):
+        (shutil.copytree(circuit, circuit.with_name(f"without {name}")) / name).unlink()
+    assert _beside(circuit, sc.Circuit.load(circuit)) == {}
+    told = capsys.readouterr().err
+    assert f"left out of the selectivity: {circuit.with_name('without history.jsonl')}/history.jsonl: no such" in told
+    assert f"left out of the selectivity: {circuit.with_name('without masks.safetensors')}/masks.safetens" in told
 
 
 def test_a_model_is_converted_and_a_warning_is_one_line(command, tmp_path):

@@ -127,6 +127,17 @@ def test_a_prompt_beyond_the_context_is_told_whole(command):
     assert "the model reads the last 64" in err
 
 
+@pytest.mark.filterwarnings("ignore:.*weights that are NaN")
+def test_a_number_that_is_not_finite_is_null_in_json(command, tmp_path):
+    model = sc.load(sc.example())
+    with torch.no_grad():
+        model.unembedding.weight[:] = torch.nan
+    code, out, _ = command("generate", sc.convert(model, tmp_path / "m"), "def f(", "--json")
+    assert code == 0
+    told = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert set(told["next"].values()) == {None}
+
+
 def test_an_argument_that_is_no_utf_8_is_refused_in_one_line(command, tmp_path):
     prompt = os.fsdecode(b"caf\xe9")
     circuit = sc.example("circuits/single_double_quote")

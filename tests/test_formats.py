@@ -126,9 +126,11 @@ def test_a_model_in_a_folder_of_a_run_is_not_the_runs(tmp_path):
     assert (edited.folder, edited.tokenizer) == (run / "edited/v1", None)
 
 
-@pytest.mark.parametrize("prefix", ["", "circuit_model."])
+@pytest.mark.parametrize(
+    "prefix", ["", "circuit_model.", "_orig_mod.circuit_model.", "module._orig_mod.", "module._orig_mod.circuit_model."]
+)
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_hugging_face_weights_may_be_in_either_file_with_or_without_prefix(prefix, name, tmp_path):
+def test_hugging_face_weights_may_be_in_either_file_with_or_without_prefixes(prefix, name, tmp_path):
     folder = sc.convert(CASES[2], tmp_path / "hf", "huggingface")
     state = mapped.open_weights(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import sparse_circuits as sc
 from sparse_circuits import checkpoint
@@ -218,6 +218,23 @@ def test_a_missing_file_another_format_and_a_newer_version_are_refused_by_name(t
         load_model(path)
     save_arrays(path, arrays, {**header, "version": 2})
     with pytest.raises(FormatError, match=f"{path}: .* version 2; this program reads up to version 1"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("[1]", "its header is a list, expected an object"),
+        ("null", "its header is a NoneType, expected an object"),
+        ("{", "truncated or not a safetensors file"),
+        ('{"a": ' + "9" * 5000 + "}", "truncated or not a safetensors file"),
+        ("[" * 200_000, "truncated or not a safetensors file"),
+    ],
+)
+def test_a_header_that_is_no_object_is_refused_by_name(header: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / MODEL_NAME
+    save_file({"a": np.zeros(3, dtype=np.float32)}, path, metadata={"header": header})
+    with pytest.raises(FormatError, match=f"{path}: {message}"):
         load_model(path)
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hand_built import NODES, hand_built_model, hand_built_task
 
+from sparse_circuits.checkpoint import load_arrays, save_arrays
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.edges import edges_between
@@ -151,6 +153,56 @@ def test_a_circuit_that_is_not_whole_is_refused(tmp_path):
     (folder / "masks.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(FormatError, match=r"masks\.safetensors: truncated"):
         Circuit.load(folder, hand_built_model())
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({}, "task.name is None, expected str"),
+        ({"name": "t"}, "task.seed is None, expected int"),
+        ({"name": "t", "seed": 0, "path": 3}, r"task.path is 3, expected str \| None"),
+        ({"name": "t", "seed": 0, "max_token": "long"}, r"task.max_token is 'long', expected int \| None"),
+    ],
+)
+def test_a_task_that_is_not_described_is_refused_by_name(task, message, tmp_path):
+    circuit = circuit_of(hand_built_model(), NODES)
+    circuit.task = task
+    circuit.save(tmp_path / "circuit")
+    with pytest.raises(FormatError, match=rf"circuit\.json: {message}"):
+        Circuit.load(tmp_path / "circuit", hand_built_model())
+
+
+@pytest.mark.parametrize("name", ["keep", "values", "edges.0.attn.qkv.values"])
+def test_masks_of_another_type_are_refused_by_name(name, tmp_path):
+    circuit_of(hand_built_model(), NODES).save(tmp_path / "circuit")
+    path = tmp_path / "circuit/masks.safetensors"
+    header, arrays = load_arrays(path, "sparse-circuits circuit", 1)
+    save_arrays(path, {**arrays, name: arrays[name].astype(np.int32)}, header)
+    with pytest.raises(FormatError, match=rf"masks\.safetensors: {name} holds int32, expected"):
+        Circuit.load(tmp_path / "circuit", hand_built_model())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_bytes(b'{"a": "\xff"}\n'), "can't be read"),
+        (lambda path: (path.unlink(), path.mkdir()), "can't be read"),
+        (lambda path: path.write_text('{"step": 0}\n[1]\n'), "line 2 is a list, expected an object"),
+    ],
+)
+def test_a_circuit_whose_history_is_damaged_is_refused_by_name(damage, message, tmp_path):
+    circuit_of(hand_built_model(), NODES, history=[{"step": 0, "loss": 1.0}]).save(tmp_path / "circuit")
+    damage(tmp_path / "circuit/history.jsonl")
+    with pytest.raises(FormatError, match=rf"history\.jsonl: {message}"):
+        Circuit.load(tmp_path / "circuit", hand_built_model())
+
+
+def test_a_history_whose_last_line_is_cut_short_is_read_up_to_it(tmp_path):
+    circuit_of(hand_built_model(), NODES, history=[{"step": 0, "loss": 1.0}]).save(tmp_path / "circuit")
+    with (tmp_path / "circuit/history.jsonl").open("a") as file:
+        file.write('{"step": 1, "lo')
+    assert Circuit.load(tmp_path / "circuit", hand_built_model()).history == [{"step": 0, "loss": 1.0}]
 
 
 def test_a_circuit_without_a_recorded_model_asks_for_it(tmp_path):

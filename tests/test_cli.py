@@ -1,6 +1,8 @@
 """Every command does its one thing; bad input is one clear line and nothing is lost."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import torch
 import sparse_circuits as sc
 from sparse_circuits import cli, examples, training
 from sparse_circuits.checkpoint import MODEL_NAME, latest_checkpoint, save_model
+from sparse_circuits.cli.check_circuits import _beside
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import FormatError
 from sparse_circuits.model import Transformer
@@ -45,20 +48,7 @@ def test_help_names_every_command_and_needs_no_torch():
         "try: cli.main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for name in (
-        "demo",
-        "corpus",
-        "audit",
-        "train",
-        "tasks",
-        "prune",
-        "verify",
-        "view",
-        "inspect",
-        "generate",
-        "predict",
-    ):
-        assert name in done.stdout
+    assert re.findall(r"^│ +• (\S+) +\S", done.stdout, re.MULTILINE) == list(cli.app._subcommands)
 
 
 def test_corpus_then_train_then_inspect_then_generate(command, settings_file, tmp_path):
@@ -135,6 +125,28 @@ def test_a_prompt_beyond_the_context_is_told_whole(command):
     assert code == 0
     assert out.startswith(prompt)
     assert "the model reads the last 64" in err
+
+
+@pytest.mark.filterwarnings("ignore:.*weights that are NaN")
+def test_a_number_that_is_not_finite_is_null_in_json(command, tmp_path):
+    model = sc.load(sc.example())
+    with torch.no_grad():
+        model.unembedding.weight[:] = torch.nan
+    code, out, _ = command("generate", sc.convert(model, tmp_path / "m"), "def f(", "--json")
+    assert code == 0
+    told = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert set(told["next"].values()) == {None}
+
+
+def test_an_argument_that_is_no_utf_8_is_refused_in_one_line(command, tmp_path):
+    prompt = os.fsdecode(b"caf\xe9")
+    circuit = sc.example("circuits/single_double_quote")
+    for arguments in (
+        ("generate", sc.example(), prompt),
+        ("export", circuit, tmp_path / "g.json", "--to", "neuronpedia", "--prompt", prompt),
+    ):
+        code, out, _ = command(*arguments)
+        assert (code, out) == (r"sparse-circuits: 'caf\udce9' holds half a character (a lone surrogate)", "")
 
 
 def test_a_task_that_the_model_can_not_read_is_told_without_its_card(command, tmp_path):
@@ -246,6 +258,18 @@ def test_a_circuit_that_can_t_be_checked_says_what_is_missing(command, tmp_path)
     save_file({name: array for name, array in arrays.items() if name != "keep"}, path, header)
     code, _, _ = command("verify", circuit)
     assert "keep is missing: which nodes are the circuit's" in code
+
+
+def test_a_damaged_circuit_beside_a_sound_one_is_left_out_by_name(tmp_path, capsys):
+    circuit = tmp_path / "run/circuits/quote"
+    shutil.copytree(sc.example(), tmp_path / "run")
+    shutil.copytree(sc.example("circuits/single_double_quote"), circuit)
+    for name in ("history.jsonl", "masks.safetensors"):
+        (shutil.copytree(circuit, circuit.with_name(f"without {name}")) / name).unlink()
+    assert _beside(circuit, sc.Circuit.load(circuit)) == {}
+    told = capsys.readouterr().err
+    assert f"left out of the selectivity: {circuit.with_name('without history.jsonl')}/history.jsonl: no such" in told
+    assert f"left out of the selectivity: {circuit.with_name('without masks.safetensors')}/masks.safetens" in told
 
 
 def test_a_model_is_converted_and_a_warning_is_one_line(command, tmp_path):

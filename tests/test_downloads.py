@@ -9,6 +9,7 @@ import shutil
 import ssl
 import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -43,7 +44,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("x-ms-blob-content-md5", server.checksum(data))
         self.end_headers()
         end = len(data) if server.n_byte_at_once is None else start + server.n_byte_at_once
-        self.wfile.write(data[start:end])
+        half = (start + end) // 2
+        self.wfile.write(data[start:half])
+        if server.hold is not None and self.path.endswith("final_model.pt"):
+            server.is_held.set()
+            server.hold.wait(30)
+        self.wfile.write(data[half:end])
 
     def log_message(self, *_):
         pass
@@ -57,7 +63,7 @@ def server(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files = {f"/models/csp_yolo1/{name}": (folder / name).read_bytes() for name in (FILES[0], FILES[3])}
     server.files |= {f"/tinypython/{name}": (folder / name).read_bytes() for name in FILES[1:3]}
-    server.asked, server.knows_ranges, server.n_byte_at_once = [], True, None
+    server.asked, server.knows_ranges, server.n_byte_at_once, server.hold = [], True, None, None
     server.checksum = lambda data: base64.b64encode(hashlib.md5(data).digest()).decode()
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -118,6 +124,35 @@ def test_a_file_that_changed_in_between_is_fetched_from_its_start(server):
     server.n_byte_at_once = None
     server.files[path] = server.files[path] + b" "
     assert (downloads.download("csp_yolo1") / "final_model.pt").read_bytes() == server.files[path]
+
+
+def test_a_part_that_is_longer_than_its_file_is_fetched_from_its_start(server, tmp_path):
+    path = "/models/csp_yolo1/final_model.pt"
+    server.n_byte_at_once = len(server.files[path]) // 10
+    with pytest.raises(DownloadError):
+        downloads.download("csp_yolo1")
+    part = tmp_path / "cache/models/csp_yolo1/final_model.pt.part"
+    part.write_bytes(bytes(len(server.files[path]) + 1))
+    server.n_byte_at_once = None
+    assert (downloads.download("csp_yolo1") / "final_model.pt").read_bytes() == server.files[path]
+
+
+def test_two_downloads_at_once_fetch_every_file_once(server, tmp_path):
+    server.is_held, server.hold = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(downloads.download, "csp_yolo1")
+        assert server.is_held.wait(10)
+        told = io.StringIO()
+        second = pool.submit(downloads.download, "csp_yolo1", progress=told)
+        with pytest.raises(TimeoutError):
+            second.result(0.5)
+        server.hold.set()
+        assert first.result(30) == second.result(30)
+    assert len(server.asked) == len(FILES)
+    folder = tmp_path / "cache/models/csp_yolo1"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "DONE"])
+    assert (folder / "final_model.pt").read_bytes() == server.files["/models/csp_yolo1/final_model.pt"]
+    assert "waiting for another download" in told.getvalue()
 
 
 def test_a_server_without_ranges_serves_too(server):

@@ -212,6 +212,14 @@ def test_a_prompt_of_ones_own_may_be_shown(example, tmp_path):
             sc.export(example, tmp_path / "h.json", "neuronpedia", **settings)
 
 
+def test_a_prompt_whose_characters_are_split_over_tokens_is_written_as_it_is(example, tmp_path):
+    prompt = 'print("日本 é🙂'
+    metadata = json.loads(sc.export(example, tmp_path / "g.json", "neuronpedia", prompt=prompt).read_text())["metadata"]
+    assert metadata["prompt"] == prompt
+    assert "\ufffd" in "".join(metadata["prompt_tokens"])
+    assert len(metadata["prompt_tokens"]) == len(example.model.tokenizer.encode(prompt))
+
+
 def test_viz_data_is_drawn_from_the_task_again_and_the_commands_bring_it_out_and_in(example, tmp_path, monkeypatch):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["sparse-circuits", *map(str, arguments)])

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,18 @@ def test_the_old_file_stays_when_the_disk_is_full_at_the_sync(tmp_path: Path, mo
     assert names_in(tmp_path) == ["file.json"]
 
 
+@pytest.mark.parametrize("name", [".", "..", "folder", "/"])
+def test_a_folder_is_no_place_for_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here/folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with (
+        pytest.raises(IsADirectoryError, match=f"^{re.escape(name)} is a folder; name a file"),
+        written_whole(Path(name)),
+    ):
+        pytest.fail("nothing is written for it")
+    assert names_in(tmp_path / "here") == ["folder"]
+
+
 def test_no_file_appears_when_the_first_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         break_off(tmp_path / "made" / "file.txt", RuntimeError("broken"))
@@ -127,6 +140,8 @@ def test_the_hash_of_json_ignores_the_order_of_keys(data: dict) -> None:
         ('{"format": "ours", "vers', "not a whole JSON file"),
         ('{"format": "ours", "version": 1} trailing', "not a whole JSON file"),
         ("[1, 2]", "holds a list, expected an object"),
+        ('{"a": ' + "9" * 5000 + "}", "not a whole JSON file .*5000 digits"),
+        ("[" * 200_000, "not a whole JSON file .*recursion"),
         ("{}", "format is None, expected 'ours'"),
         ('{"format": "theirs", "version": 1}', "format is 'theirs', expected 'ours'"),
         ('{"format": "ours", "version": 2}', "ours version 2; this program reads up to version 1"),

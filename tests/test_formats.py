@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import sparse_circuits as sc
 from sparse_circuits import checkpoint
+from sparse_circuits.checkpoint import latest_checkpoint
 from sparse_circuits.configs import ModelConfig
 from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError
 from sparse_circuits.formats import mapped, official
@@ -94,6 +96,19 @@ def test_a_conversion_writes_over_nothing_and_leaves_nothing_behind(tmp_path, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("place", [".", "../here", "../link"])
+def test_an_empty_folder_is_filled_where_it_stands(place, layout, tmp_path, monkeypatch):
+    model, here = sc.load(sc.example()), tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    assert sc.convert(model, place, layout) == Path(place)
+    assert Path.cwd() == here
+    assert checkpoint.model_hash(sc.load(here)) == checkpoint.model_hash(model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"]
+
+
 def test_the_release_refuses_heads_that_do_not_divide_the_width(tmp_path):
     model = Transformer(ModelConfig(n_vocab=8, n_ctx=4, n_layer=1, d_model=6, n_head=4, d_head=2, d_mlp=8))
     with pytest.raises(ConfigError, match="d_model 6 is no multiple of n_head 4"):
@@ -101,9 +116,21 @@ def test_the_release_refuses_heads_that_do_not_divide_the_width(tmp_path):
     assert not (tmp_path / "release").exists()
 
 
-@pytest.mark.parametrize("prefix", ["", "circuit_model."])
+def test_a_model_in_a_folder_of_a_run_is_not_the_runs(tmp_path):
+    run = shutil.copytree(sc.example(), tmp_path / "run")
+    for place in (run, latest_checkpoint(run)):
+        opened = sc.load(place)
+        assert (opened.folder, opened.tokenizer.n_vocab) == (run, 1024)
+    own = Transformer(ModelConfig(n_vocab=8, n_ctx=4, n_layer=1, d_model=6, n_head=2, d_head=2, d_mlp=8))
+    edited = sc.load(sc.convert(own, run / "edited/v1"))
+    assert (edited.folder, edited.tokenizer) == (run / "edited/v1", None)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "circuit_model.", "_orig_mod.circuit_model.", "module._orig_mod.", "module._orig_mod.circuit_model."]
+)
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_hugging_face_weights_may_be_in_either_file_with_or_without_prefix(prefix, name, tmp_path):
+def test_hugging_face_weights_may_be_in_either_file_with_or_without_prefixes(prefix, name, tmp_path):
     folder = sc.convert(CASES[2], tmp_path / "hf", "huggingface")
     state = mapped.open_weights(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()

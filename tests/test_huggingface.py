@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file
 
 import sparse_circuits as sc
 from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.taps import reading
+from sparse_circuits.tokenizer import END_OF_TEXT, Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 from sparse_circuits.interop import huggingface  # noqa: E402
@@ -75,6 +77,20 @@ def test_a_folder_as_the_release_published_it_opens_without_remote_code(folder, 
     tokenizer = transformers.AutoTokenizer.from_pretrained(theirs)
     assert tokenizer("import os\n")["input_ids"] == model.tokenizer.encode("import os\n")
     assert tokenizer.eos_token_id == model.tokenizer.end_of_text
+
+
+def test_the_end_of_text_has_the_name_that_the_tokenizer_gives_it(tmp_path):
+    model = sc.load(sc.example())
+    renamed = tokenizers.Tokenizer.from_str(model.tokenizer.to_json().replace(END_OF_TEXT, "</s>"))
+    model.tokenizer = Tokenizer(renamed)
+    folder = sc.convert(model, tmp_path / "model", "huggingface")
+    for tokenizer in (
+        transformers.AutoTokenizer.from_pretrained(folder),
+        huggingface.CircuitGPTTokenizer.wrap(model.tokenizer),
+    ):
+        assert (tokenizer.eos_token, tokenizer.pad_token) == ("</s>", "</s>")
+        assert tokenizer.eos_token_id == tokenizer.pad_token_id == model.tokenizer.end_of_text
+        assert len(tokenizer) == model.tokenizer.n_vocab
 
 
 def test_labels_are_shifted_and_hidden_states_are_the_stream(opened, model):

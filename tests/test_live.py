@@ -158,6 +158,8 @@ def test_no_file_is_served(live, path):
         ("/api/run", {"prompt": "a", "edits": [{**EDIT, "position": 50}]}, 400, "at token 50"),
         ("/api/run", {"prompt": "a", "edits": [{**EDIT, "value": float("nan")}]}, 400, "finite"),
         ("/api/run", {"prompt": "\ud800"}, 400, "lone surrogate"),
+        ("/api/run", {"prompt": "a", "watch": ["\ud800"]}, 400, "lone surrogate"),
+        ("/api/explain", {"prompt": "a", "answers": ["b", "\ud800"]}, 400, "lone surrogate"),
         ("/api/explain", {"prompt": "a", "answers": ["b"]}, 400, "two texts"),
         ("/api/predicate", {"node": "1.attn.v:12", "expression": "open('x')"}, 400, "a rule has no 'open'"),
         ("/api/predicate", {"node": "1.attn.v:12", "expression": "True"}, 400, "no finished corpus"),

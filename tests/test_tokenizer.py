@@ -123,6 +123,14 @@ def test_the_end_of_text_never_comes_from_text_that_spells_it(tokenizer: Tokeniz
     assert tokenizer.encode_many([text, text]) == [ids, ids]
 
 
+def test_half_a_character_is_no_text(tokenizer: Tokenizer) -> None:
+    text = "a\ud800b"
+    for encode in (tokenizer.encode, tokenizer.token, lambda text: tokenizer.encode_many(["whole", text])):
+        with pytest.raises(FormatError, match=r"'a\\ud800b' holds half a character"):
+            encode(text)
+    assert tokenizer.encode("a\U0001f642b")
+
+
 def test_text_full_of_ends_of_text_does_not_teach_it_as_a_word() -> None:
     tokenizer = Tokenizer.train([END_OF_TEXT * 50 + " words and more words"] * 5, 300)
     assert tokenizer.end_of_text not in tokenizer.encode(END_OF_TEXT)

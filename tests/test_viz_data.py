@@ -113,12 +113,55 @@ def test_what_is_read_makes_the_same_circuit_and_it_runs(path, circuit):
     assert made.settings["lacks"][:2] == list(found.lacks[:2])
 
 
+def test_what_was_imported_is_exported_and_imported_again(path, circuit, tmp_path):
+    pairs = hand_built_task().split("select")
+    first = read_viz_data(path)
+    made = first.circuit(circuit.model, means=circuit.values)
+    write_viz_data(made, tmp_path / "again.pt", pairs=pairs, text=pairs.tokens.flatten(0, 1))
+    second = read_viz_data(tmp_path / "again.pt")
+    again = second.circuit(circuit.model, means=circuit.values)
+    assert torch.equal(again.keep, circuit.keep)
+    assert all(torch.equal(again.edges[name], circuit.edges[name]) for name in circuit.edges)
+    assert again.task["seed"] == made.task["seed"] == 3
+    assert first.settings.items() <= second.settings.items()
+
+
+def test_a_file_without_a_seed_makes_a_circuit_of_seed_0(circuit, tmp_path):
+    circuit.settings = {}
+    pairs = hand_built_task().split("select")
+    write_viz_data(circuit, tmp_path / "v.pt", pairs=pairs, text=pairs.tokens.flatten(0, 1))
+    found = read_viz_data(tmp_path / "v.pt")
+    assert (found.settings["seed"], found.seed) == (None, 0)
+    assert found.circuit(circuit.model, means=circuit.values).task["seed"] == 0
+
+
 def test_an_edge_that_the_file_lacks_is_cut(circuit, tmp_path):
     circuit.edges["0.attn.out"] = torch.zeros_like(circuit.edges["0.attn.out"])
     pairs = hand_built_task().split("select")
     write_viz_data(circuit, tmp_path / "v.pt", pairs=pairs, text=pairs.tokens.flatten(0, 1))
     made = read_viz_data(tmp_path / "v.pt").circuit(circuit.model, means=circuit.values)
     assert made.n_edge == 1
+
+
+def test_a_circuit_without_edges_comes_back_without_any(circuit, tmp_path):
+    circuit.edges = {name: torch.zeros_like(edges) for name, edges in circuit.edges.items()}
+    pairs = hand_built_task().split("select")
+    write_viz_data(circuit, tmp_path / "v.pt", pairs=pairs, text=pairs.tokens.flatten(0, 1))
+    found = read_viz_data(tmp_path / "v.pt")
+    assert found.edges == {}
+    assert found.circuit(circuit.model, means=circuit.values).n_edge == 0
+
+
+@pytest.mark.parametrize("kept", ["absent", [], [[], []]])
+def test_a_file_that_says_nothing_of_edges_keeps_all_between_its_nodes(kept, path, circuit):
+    data = torch.load(path, weights_only=True)
+    data["importances"]["pair_data_connections"] = kept
+    if kept == "absent":
+        del data["importances"]["pair_data_connections"]
+    torch.save(data, path)
+    found = read_viz_data(path)
+    assert found.edges is None
+    assert found.circuit(circuit.model, means=circuit.values).n_edge == circuit.n_edge == 2
 
 
 def test_means_are_computed_over_the_text_that_is_given(path, circuit):
@@ -174,6 +217,7 @@ def test_another_model_is_refused(path, circuit):
         (lambda d: d["importances"].update(pair_data_connections=[[torch.ones(2, 2), [0], [0], ("a", "b")]]), "shape"),
         (lambda d: d["importances"].update(task_samples=(torch.ones(3, 4), {})), "even number of rows"),
         (lambda d: d["circuit_data"].update({"0.attn.v": None}), "TypeError"),
+        (lambda d: d["prune_config"].update(seed="three"), "ValueError"),
     ],
 )
 def test_another_structure_is_refused_by_name(change, message, path):

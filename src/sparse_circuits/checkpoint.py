@@ -229,8 +229,10 @@ def load_arrays(path: Path, expect: str, version: int) -> tuple[dict[str, Any], 
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get("header", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: truncated or not a safetensors file ({error})") from None
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: its header is a {type(header).__name__}, expected an object")
     if header.get("format") != expect:
         raise FormatError(f"{path}: format is {header.get('format')!r}, expected {expect!r}")
     if not isinstance(header.get("version"), int) or header["version"] > version:

@@ -247,15 +247,9 @@ class Circuit:
         path = folder / "masks.safetensors"
         _, arrays = load_arrays(path, FORMAT, VERSION)
         model.require_whole()
-        n_node = NodeSpace.of(model.config).n_node
         if "values" not in arrays and values is not None:
             arrays["values"] = values(model).numpy()
-        for name, what in (("keep", MISSING_MASK), ("values", MISSING_VALUES)):
-            if name not in arrays:
-                raise FormatError(f"{path}: {name} is missing: {what}")
-            if arrays[name].shape != (n_node,):
-                shape = arrays[name].shape
-                raise FormatError(f"{path}: {name} has shape {shape}, expected the model's {n_node:,} nodes")
+        _check_masks(arrays, path, NodeSpace.of(model.config).n_node)
         edges = {
             name: torch.from_numpy(unpack(arrays, f"edges.{name}", tuple(linear.weight.shape), str(path)))
             for name, linear in model.linears().items()
@@ -340,6 +334,21 @@ class Frozen:
         return self.recorded
 
 
+def _check_masks(arrays: dict[str, np.ndarray], path: Path, n_node: int) -> None:
+    """Refuse masks and ablation values that are missing, of another model, or of another type."""
+    for name, what, dtype in (("keep", MISSING_MASK, np.bool_), ("values", MISSING_VALUES, np.float32)):
+        if name not in arrays:
+            raise FormatError(f"{path}: {name} is missing: {what}")
+        if arrays[name].shape != (n_node,):
+            shape = arrays[name].shape
+            raise FormatError(f"{path}: {name} has shape {shape}, expected the model's {n_node:,} nodes")
+        if arrays[name].dtype != dtype:
+            raise FormatError(f"{path}: {name} holds {arrays[name].dtype}, expected {np.dtype(dtype)}")
+    for name, array in arrays.items():
+        if name.startswith("edges.") and name.endswith(".values") and array.dtype != np.bool_:
+            raise FormatError(f"{path}: {name} holds {array.dtype}, expected bool")
+
+
 def _description(path: Path) -> dict[str, Any]:
     """Read a `circuit.json`, and check that every field that `load` uses is there and of its kind."""
     described = read_json(path, expect=FORMAT, version=VERSION)
@@ -348,6 +357,11 @@ def _description(path: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(described.get(name), kind):
             raise FormatError(f"{path}: {name} is {described.get(name)!r:.60}, expected a {kind.__name__}")
+    for name, kind in {"name": str, "seed": int, "path": str | None, "max_token": int | None}.items():
+        found = described["task"].get(name)
+        if not isinstance(found, kind):
+            expected = kind.__name__ if isinstance(kind, type) else f"{kind}"
+            raise FormatError(f"{path}: task.{name} is {found!r:.60}, expected {expected}")
     model, calibration = described["model"], described["calibration"]
     model.setdefault("path", None)
     if not isinstance(model.get("hash"), str) or not isinstance(model["path"], str | None):

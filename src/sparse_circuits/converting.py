@@ -19,7 +19,7 @@ def convert(model: Transformer | Path | str, out: Path | str, layout: OutLayout 
 
     Args:
         model: The model, or where it lies.
-        out: The folder; it is there only when it is whole.
+        out: The folder; it is there only when it is whole. An empty one is filled, what it is told by last.
         layout: `packed` (nonzeros alone) or `plain` safetensors of ours; `release` (`beeg_config.json` and
             `final_model.pt`); `huggingface` (`config.json` and `model.safetensors`, with a model card).
 
@@ -32,21 +32,23 @@ def convert(model: Transformer | Path | str, out: Path | str, layout: OutLayout 
         FormatError: The model can't be opened.
         TapError: The model is packed: its weights are not whole.
     """
-    out = Path(out)
+    out, place = Path(out), Path(out).resolve()
     if layout not in get_args(OutLayout):
         raise ConfigError(f"no layout is called {layout!r}{did_you_mean(layout, get_args(OutLayout))}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputExistsError(f"{out} is not empty; name another folder or remove it")
     opened = model if isinstance(model, Transformer) else load(model)
     opened.require_whole()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write(opened, temporary, layout)
-        if out.exists():
-            out.rmdir()
-        temporary.replace(out)
+        if place.exists():  # it stays the same folder, in which somebody may stand
+            for file in sorted(temporary.iterdir(), reverse=True):  # what it is told by comes last
+                file.replace(place / file.name)
+        else:
+            temporary.replace(place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out

@@ -1,22 +1,30 @@
 """Fetch a released model: with progress, resumed where it broke off, checked, whole or absent."""
 
 import base64
+import contextlib
 import errno
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from sparse_circuits import released
 from sparse_circuits.errors import DownloadError
 from sparse_circuits.files import is_done, mark_done, write_json
 from sparse_circuits.runlog import duration, say
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 CHUNK = 2**20
 N_TRY = 4
@@ -27,6 +35,8 @@ TIMEOUT_SECONDS = 30.0
 
 def download(name: str, *, out: Path | None = None, mirror: str | None = None, progress: TextIO | None = None) -> Path:
     """Fetch a released model and the tokenizer; a call after one that broke off goes on from there.
+
+    Of two calls at once for one folder the later waits for the earlier.
 
     Args:
         name: A released model, such as `csp_yolo2`.
@@ -49,14 +59,17 @@ def download(name: str, *, out: Path | None = None, mirror: str | None = None, p
     if is_done(folder):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    for address, file in (
-        (f"{base}/models/{name}/beeg_config.json", "beeg_config.json"),
-        (f"{base}/tinypython/encoder.json", "encoder.json"),
-        (f"{base}/tinypython/vocab.bpe", "vocab.bpe"),
-        (f"{base}/models/{name}/final_model.pt", "final_model.pt"),
-    ):
-        fetch(address, folder / file, command=f"sparse-circuits download {name}", progress=progress)
-    mark_done(folder)
+    with _alone(folder, progress):
+        if is_done(folder):  # who was waited for has done it
+            return folder
+        for address, file in (
+            (f"{base}/models/{name}/beeg_config.json", "beeg_config.json"),
+            (f"{base}/tinypython/encoder.json", "encoder.json"),
+            (f"{base}/tinypython/vocab.bpe", "vocab.bpe"),
+            (f"{base}/models/{name}/final_model.pt", "final_model.pt"),
+        ):
+            fetch(address, folder / file, command=f"sparse-circuits download {name}", progress=progress)
+        mark_done(folder)
     return folder
 
 
@@ -102,6 +115,37 @@ def fetch(address: str, path: Path, *, command: str, progress: TextIO | None = N
         + (f" of {size_text(part.size)}" if part.size else "")
         + f"; run `{command}` again, it goes on from there"
     )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, progress: TextIO | None) -> Iterator[None]:
+    """Wait until nobody else fetches into a folder; without locks, as on Windows, nobody is waited for."""
+    lock = folder / ".lock"
+    while fcntl is not None:
+        with lock.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(progress, f"{folder}: waiting for another download into it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # the file system has none
+                lock.unlink(missing_ok=True)
+                break
+            if not _is_open_at(file, lock):
+                continue  # who held it has removed it
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+    yield
+
+
+def _is_open_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _is_of_the_network(error: OSError) -> bool:
@@ -173,6 +217,9 @@ def _receive(address: str, part: _Part, progress: TextIO | None) -> bool:
     start = part.n_byte
     if part.size is not None and start == part.size:
         return True
+    if part.size is not None and start > part.size:
+        part.file.unlink()  # no part of this file
+        start = 0
     request = urllib.request.Request(address)
     if start and part.tag is not None:
         request.add_header("Range", f"bytes={start}-")

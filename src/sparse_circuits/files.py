@@ -22,7 +22,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     Args:
         path: Where the file shall stand; its folder is made.
+
+    Raises:
+        IsADirectoryError: A folder stands there.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -59,7 +64,7 @@ def read_json(path: Path, *, expect: str | None = None, version: int = 1) -> dic
         raise FormatError(f"{path}: no such file{told}") from None
     except OSError as error:
         raise FormatError(f"{path}: can't be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number too long, or lists too deep
         raise FormatError(f"{path}: not a whole JSON file ({error})") from None
     if not isinstance(data, dict):
         raise FormatError(f"{path}: holds a {type(data).__name__}, expected an object")

@@ -60,12 +60,12 @@ def _open_run(folder: Path, packed: bool) -> Transformer:
             f"{folder}: no model here; expected a run folder with a checkpoint, {checkpoint.MODEL_NAME}, the release's "
             f"{official.CONFIG_NAME}, or a {hf_folder.CONFIG_NAME} of type {hf_folder.MODEL_TYPE}"
         )
-    places = (folder / "tokenizer.json", found.parent.parent / "tokenizer.json")
+    run = found.parent.parent if found.parent.name == "checkpoints" else folder
+    places = (folder / "tokenizer.json", run / "tokenizer.json")
     tokenizer = next((Tokenizer.load(place) for place in places if place.exists()), None)
     file = found / checkpoint.MODEL_NAME
     model = load_packed(file, tokenizer) if packed else checkpoint.load_model(file, tokenizer)
     _warn_of_not_finite(packed_copies.count_not_finite(model), file)
-    run = found.parent.parent
     model.folder = run if (run / "config.json").exists() else folder
     return model
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from sparse_circuits.errors import FormatError
 from sparse_circuits.files import written_whole
 
 
@@ -66,13 +67,26 @@ class RunLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics file; a last line that was cut short is left out."""
+    """Return the records of a file of JSON lines; a last line that was cut short is left out.
+
+    Raises:
+        FormatError: There is no such file, it can't be read, or a line is no object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FormatError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: can't be read ({error})") from None
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict):
+            raise FormatError(f"{path}: line {len(records) + 1} is a {type(record).__name__}, expected an object")
+        records.append(record)
     return records
 
 

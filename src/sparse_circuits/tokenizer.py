@@ -73,11 +73,18 @@ class Tokenizer:
         return self._bpe.to_str()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; the end of text never comes from text."""
+        """Return the ids of `text`; the end of text never comes from text.
+
+        Raises:
+            FormatError: It holds a lone surrogate, as an argument that is no UTF-8 does.
+        """
+        _refuse_half_characters(text)
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode texts in parallel."""
+        """Encode texts in parallel; raises as `encode` does."""
+        for text in texts:
+            _refuse_half_characters(text)
         return [e.ids for e in self._bpe.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -108,6 +115,20 @@ class Tokenizer:
             if (token := self._bpe.token_to_id(name)) is not None:
                 return token
         raise FormatError(f"the tokenizer has no end of text: none of {', '.join(ENDS_OF_TEXT)} is one of its tokens")
+
+    @property
+    def end_of_text_name(self) -> str:
+        """What this tokenizer calls the end of text, one of `ENDS_OF_TEXT`; raises as `end_of_text` does."""
+        end = self.end_of_text
+        return next(name for name in ENDS_OF_TEXT if self._bpe.token_to_id(name) == end)
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20]
+        raise FormatError(f"{around!r} holds half a character (a lone surrogate)") from None
 
 
 def _check_merges(model: dict[str, Any], where: str) -> None:

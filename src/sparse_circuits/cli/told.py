@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,8 +28,16 @@ def tell(data: dict[str, Any], text: str, *, json: bool) -> None:
 
 
 def dump(data: dict[str, Any]) -> str:
-    """Return JSON as the commands print it."""
-    return json.dumps(data, indent=1, ensure_ascii=False)
+    """Return JSON as the commands print it: numbers that are not finite are null."""
+    return json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def say(text: str) -> None:

@@ -17,7 +17,7 @@ from sparse_circuits.formats.model_card import model_card
 from sparse_circuits.formats.official import assemble, exact_config, release_state
 from sparse_circuits.formats.official_config import from_release, to_release
 from sparse_circuits.model import Transformer
-from sparse_circuits.tokenizer import END_OF_TEXT, Tokenizer
+from sparse_circuits.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
 MODEL_TYPE = "circuitgpt"
@@ -149,8 +149,8 @@ def _save_tokenizer(model: Transformer, folder: Path) -> None:
     model.tokenizer.save(folder / "tokenizer.json")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
+        "eos_token": model.tokenizer.end_of_text_name,
+        "pad_token": model.tokenizer.end_of_text_name,
         "padding_side": "right",
         "model_max_length": model.config.n_ctx,
         "clean_up_tokenization_spaces": False,

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,14 @@ def open_weights(path: Path) -> dict[str, Tensor]:
         tensors = _open_safetensors(path)
     else:
         tensors = _open_torch(path)
-    for prefix in PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    while tensors and (prefix := _shared_prefix(tensors)) is not None:
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _shared_prefix(names: Collection[str]) -> str | None:
+    """Return the wrapper's prefix that all names start with; wrappers may be wrapped."""
+    return next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in names)), None)
 
 
 def _open_parts(path: Path) -> dict[str, Tensor]:

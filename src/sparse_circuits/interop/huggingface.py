@@ -20,7 +20,7 @@ from sparse_circuits.formats import hf_folder, release_tokenizer
 from sparse_circuits.loading import load
 from sparse_circuits.model import LayerCache, Transformer
 from sparse_circuits.taps import reading
-from sparse_circuits.tokenizer import END_OF_TEXT, Tokenizer
+from sparse_circuits.tokenizer import Tokenizer
 
 try:
     import transformers
@@ -229,8 +229,8 @@ class CircuitGPTTokenizer(transformers.PreTrainedTokenizerFast):
     @classmethod
     def wrap(cls, tokenizer: Tokenizer) -> Self:
         """Put a tokenizer that is open already into Hugging Face's class."""
-        bpe = tokenizers.Tokenizer.from_str(tokenizer.to_json())
-        return cls(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, padding_side="right")
+        bpe, end = tokenizers.Tokenizer.from_str(tokenizer.to_json()), tokenizer.end_of_text_name
+        return cls(tokenizer_object=bpe, eos_token=end, pad_token=end, padding_side="right")
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -90,7 +90,7 @@ def attribution_graph(circuit: Circuit, tokens: list[int], answers: list[int]) -
             "slug": f"{name}-{model_hash(circuit.model)[:8]}",
             "scan": "sparse-circuits",
             "prompt_tokens": texts,
-            "prompt": "".join(texts),
+            "prompt": "".join(texts) if show is None else show.decode(tokens),  # a character may be of several tokens
             "schema_version": 1,
             "info": {"generator": {"name": "sparse-circuits", "version": version("sparse-circuits")}},
             "generation_settings": {"n_node": circuit.n_node, "n_edge": circuit.n_edge},

@@ -66,8 +66,8 @@ class VizData:
     location_losses: dict[str, float]
     """Without a location's nodes."""
 
-    edges: dict[str, float]
-    """Weights between kept nodes, such as `0.attn.act_in:3 → 0.attn.q:17`."""
+    edges: dict[str, float] | None
+    """Weights between kept nodes, such as `0.attn.act_in:3 → 0.attn.q:17`; None if the file says nothing of edges."""
 
     edge_effects: dict[str, float]
     """How much the circuit's loss rises without an edge."""
@@ -83,6 +83,9 @@ class VizData:
 
     settings: dict[str, Any]
     """How it was pruned."""
+
+    seed: int
+    """Of these settings; 0 if they have none."""
 
     curve: list[tuple[int, float]]
     """Steps of the search of settings, and the best loss so far."""
@@ -132,7 +135,7 @@ class VizData:
             model,
             keep,
             values=means,
-            task={"name": task, "hash": "", "seed": int(self.settings.get("seed", 0)), "origin": "viz_data.pt"},
+            task={"name": task, "hash": "", "seed": self.seed, "origin": "viz_data.pt"},
             settings={
                 "imported": self.settings,
                 "means": how,
@@ -157,7 +160,9 @@ class VizData:
                 raise WrongModelError(f"the model has no {location} with channels up to {max(channels, default=0)}")
 
     def _keep_edges(self, made: Circuit) -> None:
-        """Keep the edges that the file has; if it has none at all, every weight between kept nodes stays."""
+        """Keep the edges that the file has; if it says nothing of edges, every weight between kept nodes stays."""
+        if self.edges is None:
+            return
         named = set(self.edges)
         n_wrong, linears = 0, made.model.linears()
         for name, mask in made.edges.items():
@@ -170,8 +175,7 @@ class VizData:
                         self.edges[edge], float(weight[row, column]), rel_tol=0.01, abs_tol=1e-4
                     )
                     named.discard(edge)
-            if self.edges:
-                made.edges[name] = kept
+            made.edges[name] = kept
         if n_wrong + len(named) > 0.05 * len(self.edges):
             raise WrongModelError(
                 f"{n_wrong + len(named)} of the circuit's {len(self.edges)} edges have another weight in this model: "
@@ -229,10 +233,16 @@ def corpus_rows(folder: Path | str, model: Transformer, *, n_row: int = 512) -> 
 
 
 def _read(data: dict[str, Any], where: str) -> VizData:
-    found = data["importances"]
+    found, settings = (
+        data["importances"],
+        {str(name): value for name, value in (data.get("prune_config") or {}).items()},
+    )
+    int(settings.get("seed") or 0)
     config = from_release(dict(found["beeg_model_config"]), where=f"{where}: beeg_model_config")
     nodes = {str(location): _integers(kept) for location, kept in data["circuit_data"].items()}
     prompts, lengths = _prompts(found["task_samples"][0])
+    settings = {str(name): value for name, value in (data.get("prune_config") or {}).items()}
+    weights = _joined(found.get("pair_data_connections") or [])
     return VizData(
         config=config,
         nodes=nodes,
@@ -245,21 +255,27 @@ def _read(data: dict[str, Any], where: str) -> VizData:
         },
         layer_losses={name: float(loss) / 2 for name, loss in found["layer_interv_losses"].items()},
         location_losses={name: float(loss) / 2 for name, loss in found["loc_interv_losses"].items()},
-        edges=_edges(found["pair_data_connections"]),
-        edge_effects={name: value / 2 for name, value in _edges(found["pair_data"]).items()},
+        edges=_edges(weights) if weights else None,
+        edge_effects={name: value / 2 for name, value in _edges(_joined(found["pair_data"])).items()},
         prompts=prompts,
         lengths=lengths,
         samples=_samples(data["samples"]),
-        settings={str(name): value for name, value in (data.get("prune_config") or {}).items()},
+        settings=settings,
+        seed=int(settings.get("seed") or 0),
         curve=[(int(step), float(loss) / 2) for step, loss in data.get("all_loss") or []],
         n_node_total=int(data["num_total_nodes"]),
     )
 
 
+def _joined(pairs: list[Any]) -> list[Any]:
+    """Join the lists of each process, which one version of the files has."""
+    if all(not part or isinstance(part[0], list | tuple) for part in pairs):
+        return [pair for part in pairs for pair in part]
+    return pairs
+
+
 def _edges(pairs: list[Any]) -> dict[str, float]:
     """Name the nonzero entries of the matrices between two locations; the row of the biases is no edge."""
-    if pairs and isinstance(pairs[0][0], list | tuple):  # one version of the files has a list for each process
-        pairs = [pair for part in pairs for pair in part]
     edges = {}
     for matrix, sources, targets, (source, target) in pairs:
         sources = [None if name == "bias" else int(name) for name in sources]

@@ -92,7 +92,8 @@ def _best_so_far(circuit: Circuit) -> list[float]:
 
 
 def _their_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return our settings of pruning under the release's names where it has one."""
+    """Return our settings of pruning under the release's names where it has one; an imported circuit's as they came."""
+    settings = settings.get("imported", settings)
     theirs = {_THEIR_SETTINGS.get(name, name): value for name, value in settings.items()}
     if isinstance(settings.get("beta2"), float):
         theirs["inv_beta2"] = 1 - settings["beta2"]

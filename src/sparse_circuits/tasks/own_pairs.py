@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any, get_args
 
-from sparse_circuits.errors import TaskError
+from sparse_circuits.errors import FormatError, TaskError
 from sparse_circuits.tasks.pairs import Form, PairFilter, Side, Task, TextPair, collect, hash_splits
 from sparse_circuits.tokenizer import Tokenizer
 
@@ -97,7 +97,11 @@ def task_from_file(
             for x in "ab"
         )
         pair = TextPair(sides=(sides[0], sides[1]), template=row.get("template") or f"line {line}", level="i")
-        if accept(pair) is None:
+        try:
+            accepted = accept(pair)
+        except FormatError as error:
+            raise TaskError(f"{path}, line {line}: {error}") from None
+        if accepted is None:
             dropped[line] = accept.reason
         else:
             kept.append(pair)
@@ -154,6 +158,8 @@ def _json_rows(path: Path, text: str) -> dict[int, dict[str, Any]]:
             row = json.loads(content)
         except json.JSONDecodeError as error:
             raise TaskError(f"{path}, line {line}: not JSON ({error.msg}, column {error.colno})") from None
+        except (ValueError, RecursionError) as error:  # a number too long, or lists too deep
+            raise TaskError(f"{path}, line {line}: not JSON that Python reads ({error})") from None
         if not isinstance(row, dict):
             raise TaskError(f"{path}, line {line}: expected an object with {', '.join(REQUIRED)}")
         rows[line] = row

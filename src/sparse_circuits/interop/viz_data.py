@@ -233,11 +233,7 @@ def corpus_rows(folder: Path | str, model: Transformer, *, n_row: int = 512) -> 
 
 
 def _read(data: dict[str, Any], where: str) -> VizData:
-    found, settings = (
-        data["importances"],
-        {str(name): value for name, value in (data.get("prune_config") or {}).items()},
-    )
-    int(settings.get("seed") or 0)
+    found = data["importances"]
     config = from_release(dict(found["beeg_model_config"]), where=f"{where}: beeg_model_config")
     nodes = {str(location): _integers(kept) for location, kept in data["circuit_data"].items()}
     prompts, lengths = _prompts(found["task_samples"][0])

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 
 import pytest
 from hypothesis import given
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 import sparse_circuits as sc
 from sparse_circuits.corpus.idioms import documents
 from sparse_circuits.errors import TaskError
-from sparse_circuits.survey import geometric_mean
 from sparse_circuits.tasks.own_pairs import SHARES, read_rows, task_from_file
 from sparse_circuits.tokenizer import Tokenizer
 
@@ -143,9 +141,3 @@ def test_no_bytes_make_the_reader_fail_otherwise(tmp_path_factory, content, endi
     except TaskError as error:
         said = str(error)
     assert str(path) in said
-
-
-def test_the_geometric_mean_of_two_and_eight_is_four():
-    assert geometric_mean([2, 8]) == pytest.approx(4)
-    assert geometric_mean([0, math.e**2]) == pytest.approx(math.e)
-    assert geometric_mean([]) is None

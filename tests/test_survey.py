@@ -11,7 +11,7 @@ import sparse_circuits as sc
 from sparse_circuits import survey
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError
-from sparse_circuits.survey import table
+from sparse_circuits.survey import geometric_mean, mean_count, table
 from sparse_circuits.viewer.curves import draw_curves, draw_models
 
 
@@ -159,3 +159,14 @@ def test_a_models_line_is_the_mean_of_its_seeds_and_its_band_reaches_from_lowest
     assert middle == pytest.approx([(heights[0] + heights[3]) / 2, (heights[1] + heights[2]) / 2], abs=0.06)
     assert line.get("d") == other.get("d")
     assert "<a>, 2 seeds" in [text.text for text in root.iter() if text.tag.endswith("text")]
+
+
+def test_the_geometric_mean_of_a_half_and_two_is_one():
+    assert geometric_mean([0.5, 2]) == pytest.approx(1)
+    assert geometric_mean([2, 8]) == pytest.approx(4)
+    assert geometric_mean([]) is None
+
+
+def test_a_count_of_zero_is_averaged_as_one():
+    assert mean_count([0, 9]) == pytest.approx(3)
+    assert mean_count([]) is None

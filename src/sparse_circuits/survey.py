@@ -86,8 +86,8 @@ def prune_all(
         say(progress, f"{name}: {rows[name]['n_node']} nodes, {rows[name]['n_edge']} edges")
     real = [row for row in rows.values() if _counts(row)]
     nonsense = [row for row in rows.values() if row["is_control"]]
-    means = {key: geometric_mean([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
-    control_mean = geometric_mean([row["n_node"] for row in nonsense])
+    means = {key: mean_count([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
+    control_mean = mean_count([row["n_node"] for row in nonsense])
     untrained = {}
     if controls:
         sizes = {name: row["n_node"] for name, row in rows.items() if _counts(row)}
@@ -167,8 +167,13 @@ def tasks_table(found: dict[str, Any]) -> str:
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:
-    """Return exp of the mean logarithm, a zero counting as one; None of nothing."""
-    return math.exp(sum(math.log(max(v, 1)) for v in values) / len(values)) if values else None
+    """Return exp of the mean logarithm of positive values; None of nothing."""
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+
+
+def mean_count(counts: Sequence[int]) -> float | None:
+    """Return the geometric mean of counts, zero counting as one; None of nothing."""
+    return geometric_mean([max(count, 1) for count in counts])
 
 
 def _circuit(
@@ -299,8 +304,7 @@ def table(summary: dict[str, Any]) -> str:
     for name in ("gradient", "integrated_gradients"):
         pairs = [row["size_by_ranking"] for row in summary["tasks"].values() if _counts(row) and row["is_reached"]]
         ratios = [sizes[name] / sizes["learned"] for sizes in pairs if sizes[name] and sizes["learned"]]
-        if ratios:
-            ratio = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        if ratio := geometric_mean(ratios):
             lines.append(f"nodes ranked by {name.replace('_', ' ')}: {ratio:.1f} times as many as by learned masks")
     means = summary["geometric_means"]
     if means["n_node"]:

@@ -55,6 +55,9 @@ def test_a_second_call_keeps_the_circuits_that_are_there_solved_or_not(surveyed,
     marked = sc.prune_all(model, out, dataclasses.replace(config, target_loss=0.35), names=names[:1])
     assert marked["tasks"]["single_double_quote"]["other_settings"] == {"target_loss": 0.3}
     assert "single_double_quote was there already, cut out with other settings: target_loss 0.3" in table(marked)
+    with_other_prompts = sc.prune_all(model, out, dataclasses.replace(config, seed=1), names=names[:1])
+    assert with_other_prompts["tasks"] == {}
+    assert "was cut for single_double_quote with other prompts" in with_other_prompts["skipped"]["single_double_quote"]
     sc.prune_all(model, out, config, names=names)
 
 
@@ -101,6 +104,7 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
     (nonsense,) = (name for name in survey.CONTROLS if "if_equals" in name)
     monkeypatch.setattr(survey, "CONTROLS", {nonsense: survey.CONTROLS[nonsense]})
     model = sc.load(untrained_run)
+    made = sc.task("bracket_brace", model.tokenizer)
     easy = PruneConfig(n_step=2, n_pair=2, target_loss=0.72, margin=0, max_auroc=1.0, n_mean_token=1, cuts_edges=False)
     found = survey.prune_all(model, tmp_path / "easy", easy, names=["bracket_brace"], controls=True)
     n_real = found["tasks"]["bracket_brace"]["n_node"]
@@ -110,6 +114,11 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
         control = found["control_models"][kind]
         assert control["ratio"] == pytest.approx(control["n_node"]["bracket_brace"] / n_real)
         assert (tmp_path / f"easy/{kind}-model/circuits/bracket_brace/circuit.json").exists()
+    described = tmp_path / "easy/random-model/circuits/bracket_brace/circuit.json"
+    described.write_text(described.read_text().replace(made.hash, "0" * 64))
+    again = survey._control_model(model, "random", {"bracket_brace": n_real}, tmp_path / "easy", easy, None)
+    assert (again["n_node"], again["ratio"]) == ({}, None)
+    assert "with other prompts (000000000000)" in again["skipped"]["bracket_brace"]
     hard = dataclasses.replace(easy, target_loss=0.01)
     found = survey.prune_all(model, tmp_path / "hard", hard, names=["bracket_brace"], controls=True)
     assert "bracket_brace" in found["skipped"], "a real task that the model can't do is named, not counted"

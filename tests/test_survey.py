@@ -10,7 +10,7 @@ from hand_built import hand_built_model
 import sparse_circuits as sc
 from sparse_circuits import survey
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.errors import ConfigError
+from sparse_circuits.errors import ConfigError, PruneError
 from sparse_circuits.survey import geometric_mean, mean_count, table
 from sparse_circuits.viewer.curves import draw_curves, draw_models
 
@@ -128,6 +128,26 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
     assert "no size meets target_loss 0.01" in reason
     told = survey.table(found)
     assert f"nonsense controls: {row['n_node']:.1f} nodes" in told
+
+
+def test_the_circuit_of_a_file_of_pairs_has_a_folder_of_the_files_stem(tmp_path, monkeypatch):
+    sides = {"prompt_a": 'say("text', "prompt_b": "say('text", "answer_a": '")\n', "answer_b": "')\n"}
+    rows = [{name: text.replace("(", f"({n}, ") for name, text in sides.items()} for n in range(40)]
+    path, folders = tmp_path / "pairs/quotes.jsonl", []
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def no_circuit(model, task, folder, *_):
+        folders.append(folder)
+        raise PruneError("not pruned")
+
+    model, out = sc.load(sc.example()), tmp_path / "out"
+    monkeypatch.setattr(survey, "_row", no_circuit)
+    assert survey.prune_all(model, out, names=[str(path)])["skipped"] == {str(path): "not pruned"}
+    monkeypatch.setattr(survey, "control_run", lambda model, *_, **__: model)
+    monkeypatch.setattr(survey, "_circuit", lambda *given: folders.append(given[2]))
+    survey._control_model(model, "random", {str(path): 3}, out, PruneConfig(), None)
+    assert folders == [out / "quotes", out / "random-model/circuits/quotes"]
 
 
 def test_controls_need_a_run_folder_and_say_so_before_anything_is_pruned(tmp_path):

@@ -60,7 +60,7 @@ def prune_all(
             that was interrupted goes on, and one of a task that the model does not quite solve can be put beside. A
             task whose circuit was cut for other prompts is skipped: they may be among those that it is measured on.
         config: How to prune.
-        names: Tasks; all of them if left out.
+        names: Tasks, by name or file; all of them if left out. A file's circuit lies in a folder of its stem.
         controls: Prune the nonsense tasks too, and the tasks in models that never learned them, with the same budget.
             One whose target can't be reached counts at the size of the whole model.
         corpus: For mined pairs.
@@ -80,7 +80,7 @@ def prune_all(
     for name in [*(names or BEHAVIOURS), *(CONTROLS if controls else ())]:
         try:
             task = make_task(name, model.tokenizer, seed=config.seed, corpus=corpus)
-            rows[name] = _row(model, task, out / name, config, progress)
+            rows[name] = _row(model, task, out / task.name, config, progress)
         except (TaskError, PruneError) as error:
             skipped[name] = str(error)
             say(progress, f"skipped {name}: {error}")
@@ -279,7 +279,7 @@ def _control_model(
     for name in sizes:
         task = dataclasses.replace(make_task(name, model.tokenizer, seed=config.seed), is_control=True)
         try:
-            circuit = _circuit(control, task, out / f"{kind}-model" / "circuits" / name, config, progress)
+            circuit = _circuit(control, task, out / f"{kind}-model" / "circuits" / task.name, config, progress)
         except TaskError as error:
             skipped[name] = str(error)
             say(progress, f"skipped {name} in the {kind} model: {error}")

@@ -92,6 +92,12 @@ def test_dense_circuits_that_are_smaller_pull_the_mean_below_one():
     assert compare_circuits(surveys, 0.5)["geometric_mean"] == pytest.approx(1)
 
 
+def test_a_control_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="nonsense_for_while is a control, which no model solves"):
+        sc.match(tmp_path, tmp_path / "out", tasks=["bracket_brace", "nonsense_for_while"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
     with pytest.raises(FormatError, match="not a finished run"):
         sc.match(tmp_path, tmp_path / "out")

@@ -37,6 +37,19 @@ def test_a_search_finds_the_known_circuit_and_goes_on_where_it_stopped(tmp_path)
     assert 0.002 <= circuit.settings["lr"] <= 0.05
 
 
+def journal_of(out):
+    optuna = pytest.importorskip("optuna")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(out / "journal.log")))
+    return optuna.load_study(study_name=None, storage=storage)
+
+
+def test_a_search_that_goes_on_draws_other_settings_than_before(tmp_path):
+    for n_trial in (2, 4):
+        run(tmp_path, n_trial)
+    trials = journal_of(tmp_path).get_trials()
+    assert len({trial.params["lr"] for trial in trials}) == len(trials) == 4
+
+
 def test_a_search_interrupted_while_a_trial_is_told_keeps_its_mask(tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
 

@@ -134,8 +134,11 @@ def _open(optuna: Any, out: Path, name: str, seed: int, progress: TextIO | None)
 
     def study() -> Any:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        return optuna.create_study(study_name=name, storage=storage, sampler=sampler, load_if_exists=True)
+        made = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+        # The sampler's state is not kept; with the seed alone a second call would draw what the first one drew.
+        drawn = int(sha256_of_json([seed, len(made.get_trials(deepcopy=False))])[:8], 16)
+        made.sampler = optuna.samplers.TPESampler(seed=drawn, constant_liar=True)
+        return made
 
     try:
         return study()

@@ -97,6 +97,12 @@ def test_a_search_needs_a_trial(tmp_path, settings):
         search.search_settings(hand_built_model(), hand_built_task(), tmp_path, QUICK, **settings)
 
 
+def test_several_masks_a_trial_are_refused(tmp_path):
+    config = dataclasses.replace(QUICK, n_run=4)
+    with pytest.raises(ConfigError, match="n_run is 4, expected 1"):
+        search.search_settings(hand_built_model(), hand_built_task(), tmp_path, config)
+
+
 def test_without_optuna_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(ConfigError, match=r'pip install "sparse-circuits\[search\]"'):

@@ -64,15 +64,16 @@ def search_settings(
         The refined circuit of the best trial; its `removed[0]` has the trial and its settings.
 
     Raises:
-        ConfigError: Optuna is not installed, or the folder holds the beginning of another search.
+        ConfigError: Optuna is not installed, n_run is not 1, or the folder holds the beginning of another search.
         PruneError: The model, or every trial, misses the target.
 
     Source: the paper searched with CARBS (appendix A.2); Optuna's TPE is ours.
     """
     require(n_at_once >= 1, f"n_at_once is {n_at_once}, expected 1 or more")
     require(n_trial >= 1, f"n_trial is {n_trial}, expected 1 or more")
-    optuna = _optuna()
     out, config = Path(out), config or PruneConfig()
+    require(config.n_run == 1, f"n_run is {config.n_run}, expected 1: every trial of a search learns one mask")
+    optuna = _optuna()
     out.mkdir(parents=True, exist_ok=True)
     pruning = Pruning(model, task, config, folder=out, progress=progress)
     made_of = pruning.unfinished.made_of

@@ -60,6 +60,22 @@ def test_a_search_interrupted_while_a_trial_is_told_keeps_its_mask(tmp_path, mon
     assert (tmp_path / "best.safetensors").exists()
 
 
+@pytest.mark.parametrize("harm", ["damaged", "lost"])
+def test_the_best_mask_is_learned_again_where_its_file_is_damaged_or_lost(tmp_path, harm):
+    first, best, told = run(tmp_path, 3), tmp_path / "best.safetensors", io.StringIO()
+    if harm == "damaged":
+        best.write_bytes(best.read_bytes()[:100])
+    else:
+        best.unlink()
+    again = run(tmp_path, 3, told)
+    assert again.node_names() == first.node_names() == NODES
+    assert again.settings == first.settings
+    assert again.removed[0]["search"] == first.removed[0]["search"]
+    assert ("best.safetensors: truncated" in told.getvalue()) == (harm == "damaged")
+    assert "the best so far: it is learned again" in told.getvalue()
+    assert best.exists()
+
+
 def test_a_broken_journal_is_kept_aside_and_begun_anew(tmp_path):
     (tmp_path / "journal.log").write_text("not a journal\n")
     told = io.StringIO()

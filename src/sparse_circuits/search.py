@@ -35,6 +35,12 @@ RANGES = {
 COUNT_RANGE = (1e-4, 3e-2)
 """The same for a fixed price, which is searched if the configuration has one."""
 
+BEST = "best.safetensors"
+"""Name of the file with the best trial's mask."""
+
+Best = tuple[dict[str, Any], torch.Tensor]
+"""What is told of that trial, and the parameters of its mask."""
+
 MISS = 10.0
 """A trial that misses the target counts as two whole models, and as this many more for each nat that it misses."""
 
@@ -77,8 +83,8 @@ def search_settings(
     out.mkdir(parents=True, exist_ok=True)
     pruning = Pruning(model, task, config, folder=out, progress=progress)
     made_of = pruning.unfinished.made_of
-    best = _stored_best(out / "best.safetensors", made_of)
     study = _open(optuna, out, f"{task.name}, {sha256_of_json(made_of)[:16]}", config.seed, progress)
+    best = _stored_best(out / BEST, pruning) or _learned_again(study, out / BEST, pruning)
     while (n_done := _n_done(study)) < n_trial:
         trials = [study.ask() for _ in range(min(n_at_once, n_trial - n_done))]
         configs = [_drawn(trial, config) for trial in trials]
@@ -87,9 +93,7 @@ def search_settings(
             value, is_reached = _value(pruning, tau)
             if is_reached and (best is None or value < best[0]["n_node"]):
                 header = {"n_node": value, "trial": trial.number, "config": drawn.to_json(), "last": history[-1]}
-                held = {"format": FORMAT, "version": VERSION, "made_of": made_of, **header}
-                save_arrays(out / "best.safetensors", {"tau": tau.numpy()}, held)
-                best = header, tau
+                best = _keep(out / BEST, made_of, header, tau)
             study.tell(trial, value)  # a trial that counts as done has its mask kept
             say(progress, f"trial {trial.number + 1} of {n_trial}: {value:,.0f} nodes")
     if best is None:
@@ -164,8 +168,14 @@ def _drawn(trial: Any, config: PruneConfig) -> PruneConfig:
     return dataclasses.replace(config, seed=config.seed + trial.number, n_run=1, **drawn)
 
 
-def _stored_best(path: Path, made_of: dict[str, str]) -> tuple[dict[str, Any], torch.Tensor] | None:
-    """Return what an interrupted search found best.
+def _keep(path: Path, made_of: dict[str, str], header: dict[str, Any], tau: torch.Tensor) -> Best:
+    """Write the best mask so far, which a search that was interrupted goes on from."""
+    save_arrays(path, {"tau": tau.numpy()}, {"format": FORMAT, "version": VERSION, "made_of": made_of, **header})
+    return header, tau
+
+
+def _stored_best(path: Path, pruning: Pruning) -> Best | None:
+    """Return what an interrupted search found best; None if its file is absent or damaged.
 
     Raises:
         ConfigError: It was another search.
@@ -174,7 +184,23 @@ def _stored_best(path: Path, made_of: dict[str, str]) -> tuple[dict[str, Any], t
         return None
     try:
         header, arrays = load_arrays(path, FORMAT, VERSION)
-    except FormatError:
+    except FormatError as error:
+        pruning.say(str(error))
         return None
-    refuse_other(path, header.get("made_of", {}), made_of, what="search")
+    refuse_other(path, header.get("made_of", {}), pruning.unfinished.made_of, what="search")
     return header, torch.from_numpy(arrays["tau"].copy())
+
+
+def _learned_again(study: Any, path: Path, pruning: Pruning) -> Best | None:
+    """Learn the mask of the journal's best trial again; None if no trial there reached the target."""
+    if not _n_done(study) or study.best_value > 2 * len(pruning.values):
+        return None
+    trial = study.best_trial
+    pruning.say(f"{path} does not hold the mask of trial {trial.number + 1}, the best so far: it is learned again")
+    drawn = _drawn(trial, pruning.config)
+    learned = pruning.learn([drawn])
+    value, is_reached = _value(pruning, learned.tau[0])
+    if not is_reached:
+        return None
+    header = {"n_node": value, "trial": trial.number, "config": drawn.to_json(), "last": learned.history[0][-1]}
+    return _keep(path, pruning.unfinished.made_of, header, learned.tau[0])

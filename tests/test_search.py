@@ -98,6 +98,19 @@ def test_another_search_in_the_same_folder_is_refused_and_its_trials_are_not_mix
     assert told.getvalue().count("trial") == 2  # the others' trials are not its own
 
 
+def test_neither_a_search_nor_a_pruning_goes_on_with_what_the_other_left(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(search.Pruning, "choose_size", stops)  # the masks are kept by then
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "search", 2)
+        with pytest.raises(KeyboardInterrupt):
+            prune(hand_built_model(), hand_built_task(), QUICK, folder=tmp_path / "prune")
+    with pytest.raises(ConfigError, match="the pruning begun there has another command"):
+        prune(hand_built_model(), hand_built_task(), QUICK, folder=tmp_path / "search")
+    with pytest.raises(ConfigError, match="the pruning begun there has another command"):
+        run(tmp_path / "prune", 2)
+
+
 def test_where_no_size_takes_the_information_out_a_search_ends_as_pruning_does(tmp_path):
     circuit, task = circuit_of(FAKES["half of a backup"][0], 0)
     model, known = circuit.model, tuple(circuit.node_names())  # without these the other half does it, and tells as much

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import torch
 from jaxtyping import Bool
@@ -102,10 +102,12 @@ class Pruning:
         task: What to prune for.
         config: The target, and all that is not searched.
         folder: Where what is done so far is kept; None keeps nothing.
+        command: What prunes. A search learns its masks with settings of its own, so neither goes on with the other's.
         progress: Where progress goes; None is silent.
 
     Raises:
-        ConfigError: Means are asked for and can't be had, or the folder holds the beginning of another pruning.
+        ConfigError: Means are asked for and can't be had, every node is excluded, or the folder holds the beginning of
+            another pruning.
         PruneError: The full model misses the target.
         TapError: The model is packed.
         TaskError: A prompt exceeds the model's context.
@@ -118,11 +120,13 @@ class Pruning:
         config: PruneConfig,
         *,
         folder: Path | None = None,
+        command: Literal["prune", "search"] = "prune",
         progress: TextIO | None = None,
     ) -> None:
         model.require_whole()
         self.model, self.task, self.config, self.progress = model, task, config, progress
-        made_of = {"settings": sha256_of_json(config.to_json()), "task": task.hash, "model": model_hash(model)}
+        made_of: dict[str, str] = {"settings": sha256_of_json(config.to_json()), "task": task.hash}
+        made_of |= {"model": model_hash(model), "command": command}
         self.unfinished = Unfinished(folder, made_of)
         task.refuse_longer_than(model.config.n_ctx)
         self.values = ablation_values(model, config.ablation, fit=task.split("fit"), n_token=config.n_mean_token)

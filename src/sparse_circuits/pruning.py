@@ -16,7 +16,7 @@ from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.completeness import needed_nodes
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.errors import PruneError
+from sparse_circuits.errors import ConfigError, PruneError
 from sparse_circuits.files import refuse_finished, sha256_of_json
 from sparse_circuits.mask_runs import MaskRun, excluded_nodes
 from sparse_circuits.masks import LearnedMasks, learn_masks
@@ -128,6 +128,9 @@ class Pruning:
         made_of: dict[str, str] = {"settings": sha256_of_json(config.to_json()), "task": task.hash}
         made_of |= {"model": model_hash(model), "command": command}
         self.unfinished = Unfinished(folder, made_of)
+        excluded = excluded_nodes(NodeSpace.of(model.config), config)
+        if excluded.all():
+            raise ConfigError(f"exclude names every node of the model ({len(excluded):,}); leave some for the circuit")
         task.refuse_longer_than(model.config.n_ctx)
         self.values = ablation_values(model, config.ablation, fit=task.split("fit"), n_token=config.n_mean_token)
         self.pairs = deciding_pairs(task)
@@ -147,7 +150,6 @@ class Pruning:
         is_bigram_solvable = float(self.goal(1.0).auroc(every_node)) > config.max_auroc
         self.max_auroc = 1.0 if is_bigram_solvable else config.max_auroc
         if config.needed_loss is not None:
-            excluded = excluded_nodes(NodeSpace.of(model.config), config)
             self.needed = needed_nodes(self.without, config.needed_loss) & ~excluded
             self.say(f"{int(self.needed.sum())} nodes that the model can't be without")
 

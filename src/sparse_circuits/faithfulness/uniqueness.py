@@ -117,6 +117,8 @@ def uniqueness(
     alone = dataclasses.replace(prune_config, necessity_coefficient=0.0, max_auroc=1.0)
     forbidden, exclusions = circuit.keep.clone(), []
     for number in range(config.n_exclusion):
+        if forbidden.all():
+            break
         on_step(f"pruning with {int(forbidden.sum())} nodes forbidden")
         names = (*prune_config.exclude, *circuit.space.names(forbidden))
         without = dataclasses.replace(alone, exclude=names)

@@ -95,6 +95,15 @@ def test_an_unreachable_target_is_said_with_the_models_own_loss():
         prune(hand_built_model(), hand_built_task(), QUICK, target_loss=1e-9)
 
 
+def test_a_model_whose_answers_are_not_finite_is_refused_by_that_name():
+    model = hand_built_model()
+    with torch.no_grad():
+        model.unembedding.weight[X, 3] = torch.nan
+    for task in (hand_built_task(), dataclasses.replace(hand_built_task(), is_control=True)):
+        with pytest.raises(PruneError, match="the full model's loss on first_token is NaN"):
+            prune(model, task, QUICK)
+
+
 def test_a_circuit_of_no_node_at_all_is_refused():
     model = hand_built_model()
     space = NodeSpace.of(model.config)

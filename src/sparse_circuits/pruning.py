@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -108,7 +109,7 @@ class Pruning:
     Raises:
         ConfigError: Means are asked for and can't be had, every node is excluded, or the folder holds the beginning of
             another pruning.
-        PruneError: The full model misses the target.
+        PruneError: The full model misses the target, or its loss is NaN.
         TapError: The model is packed.
         TaskError: A prompt exceeds the model's context.
     """
@@ -140,6 +141,8 @@ class Pruning:
         self.needed = torch.zeros(self.evaluator.n_node, dtype=torch.bool)
         every_node = torch.ones(1, self.evaluator.n_node, dtype=torch.bool)
         self.model_loss = float(self.evaluator.losses(every_node))
+        if math.isnan(self.model_loss):
+            raise PruneError(f"the full model's loss on {task.name} is NaN: its answers are not finite; train it anew")
         if self.model_loss > config.target_loss and not task.is_control:
             raise PruneError(
                 f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "

@@ -1,6 +1,7 @@
 """Cutting out the circuit behind a behaviour: learn masks, choose a size, refine. `sc.prune`."""
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -126,14 +127,12 @@ class Pruning:
     ) -> None:
         model.require_whole()
         self.model, self.task, self.config, self.progress = model, task, config, progress
-        made_of: dict[str, str] = {"settings": sha256_of_json(config.to_json()), "task": task.hash}
-        made_of |= {"model": model_hash(model), "command": command}
-        self.unfinished = Unfinished(folder, made_of)
         excluded = excluded_nodes(NodeSpace.of(model.config), config)
         if excluded.all():
             raise ConfigError(f"exclude names every node of the model ({len(excluded):,}); leave some for the circuit")
         task.refuse_longer_than(model.config.n_ctx)
         self.values = ablation_values(model, config.ablation, fit=task.split("fit"), n_token=config.n_mean_token)
+        self.unfinished = Unfinished(folder, self._made_of(command))
         self.pairs = deciding_pairs(task)
         self.full = all_logit_differences(model, self.pairs)[0]
         self.without = Evaluator(model=model, pairs=self.pairs, values=self.values, may_shift=not task.answers_vary)
@@ -155,6 +154,14 @@ class Pruning:
         if config.needed_loss is not None:
             self.needed = needed_nodes(self.without, config.needed_loss) & ~excluded
             self.say(f"{int(self.needed.sum())} nodes that the model can't be without")
+
+    def _made_of(self, command: str) -> dict[str, str]:
+        """Return what decides the circuit, by name."""
+        settings = sha256_of_json(self.config.to_json())
+        found = {"settings": settings, "task": self.task.hash, "model": model_hash(self.model), "command": command}
+        if self.config.ablation == "mean":  # all others follow from settings, task and model
+            found["ablation"] = hashlib.sha256(self.values.numpy().tobytes()).hexdigest()
+        return found
 
     def goal(self, max_auroc: float) -> Goal:
         """Return what a circuit must reach, under a limit on AUROC."""

@@ -13,7 +13,7 @@ from sparse_circuits.refinement import Refining
 NAME = "unfinished.safetensors"
 """Name of the file."""
 
-NOT_IN_OLDER = ("command",)
+NOT_IN_OLDER = ("command", "ablation")
 """What files of before do not say of what they were made of."""
 
 FORMAT, VERSION = "sparse-circuits unfinished pruning", 1

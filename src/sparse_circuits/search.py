@@ -63,7 +63,7 @@ def search_settings(
         out: Folder of the search's journal and its best mask; a search that was interrupted goes on.
         config: Settings that are not searched, and the target.
         n_trial: Trials in all.
-        n_at_once: Trials that are learned in one pass.
+        n_at_once: Trials that are drawn together; they are learned in as few passes as save time, see `learn_masks`.
         progress: Where progress goes; None is silent.
 
     Returns:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand_built import NODES, hand_built_model, hand_built_task
+from hand_built import NODES, hand_built_circuit, hand_built_model, hand_built_task
 from known_circuits import FAKES, TRUE, circuit_of
 
 from sparse_circuits.circuit import Circuit
@@ -15,7 +15,7 @@ from sparse_circuits.control_models import control_model
 from sparse_circuits.errors import ConfigError, FormatError, TaskError
 from sparse_circuits.faithfulness import controls as checks
 from sparse_circuits.faithfulness import verify
-from sparse_circuits.faithfulness.subject import Subject
+from sparse_circuits.faithfulness.subject import Subject, of_task
 from sparse_circuits.faithfulness.uniqueness import compare, uniqueness
 from sparse_circuits.nodes import NodeSpace
 
@@ -66,6 +66,15 @@ def test_what_missed_the_target_is_kept_for_the_same_settings_prompts_and_model_
     assert not (tmp_path / "unreached.json").exists()
     with pytest.raises(TaskError, match="was cut for first_token with other prompts"):
         checks.circuit_or_reason(model, other_task, tmp_path, QUICK, None)
+
+
+def test_a_circuit_that_names_a_files_prompts_by_their_former_hash_is_still_one_of_them() -> None:
+    model, task = hand_built_model(), hand_built_task()
+    circuit = hand_built_circuit(model, task, NODES)
+    now = dataclasses.replace(task, hash="0" * 64, former_hash=task.hash)
+    assert of_task(circuit, now, n_pair=4).circuit is circuit
+    with pytest.raises(TaskError, match="with other prompts"):
+        of_task(circuit, dataclasses.replace(now, former_hash=None), n_pair=4)
 
 
 def test_circuits_that_share_all_their_nodes_do_nothing_without_them() -> None:

@@ -89,9 +89,10 @@ def test_another_search_in_the_same_folder_is_refused_and_its_trials_are_not_mix
         patch.setattr(search.Pruning, "cut_out", stops)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, 3)
-    other = dataclasses.replace(QUICK, target_loss=0.02)
+    other, before = dataclasses.replace(QUICK, target_loss=0.02), (tmp_path / "journal.log").read_bytes()
     with pytest.raises(ConfigError, match=r"best\.safetensors: the search begun there has another settings"):
         search.search_settings(hand_built_model(), hand_built_task(), tmp_path, other, n_trial=3)
+    assert (tmp_path / "journal.log").read_bytes() == before
     (tmp_path / "best.safetensors").unlink()
     told = io.StringIO()
     search.search_settings(hand_built_model(), hand_built_task(), tmp_path, other, n_trial=2, progress=told)

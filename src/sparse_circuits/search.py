@@ -83,9 +83,10 @@ def search_settings(
     out.mkdir(parents=True, exist_ok=True)
     pruning = Pruning(model, task, config, folder=out, command="search", progress=progress)
     made_of = pruning.unfinished.made_of
+    best = _stored_best(out / BEST, pruning)
     named = sha256_of_json({name: made_of[name] for name in ("settings", "task", "model")})[:16]
     study = _open(optuna, out, f"{task.name}, {named}", config.seed, progress)
-    best = _stored_best(out / BEST, pruning) or _learned_again(study, out / BEST, pruning)
+    best = best or _learned_again(study, out / BEST, pruning)
     while (n_done := _n_done(study)) < n_trial:
         trials = [study.ask() for _ in range(min(n_at_once, n_trial - n_done))]
         configs = [_drawn(trial, config) for trial in trials]

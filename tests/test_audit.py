@@ -42,13 +42,16 @@ def test_a_prompt_from_the_corpus_is_found_and_a_strange_one_is_not(corpus):
     assert share_leaked(pairs, everything) == pytest.approx((pairs.length >= 13).double().mean().item())
 
 
-def test_an_audit_names_every_task_and_goes_into_the_index_but_not_its_hash(corpus):
+def test_an_audit_names_every_task_and_goes_into_the_index_but_not_its_hash(corpus, monkeypatch):
+    monkeypatch.setattr("sparse_circuits.audit.NEEDED", (*NEEDED, " unheard_of"))
     report = audit(corpus)
     assert list(report["tasks"]) == list(BEHAVIOURS)
     index = json.loads((corpus.folder / "index.json").read_text())
     assert index["audit"] == report
     assert shards.Corpus(corpus.folder).hash == corpus.hash
-    assert set(report["missing_tokens"]) <= set(NEEDED)
+    vocabulary = {corpus.tokenizer.decode([token]) for token in range(2048)}
+    assert report["missing_tokens"] == [text for text in (*NEEDED, " unheard_of") if text not in vocabulary]
+    assert report["missing_tokens"][-1] == " unheard_of"
     text = table(report)
     assert all(name in text for name in BEHAVIOURS)
     for row in report["tasks"].values():

@@ -9,7 +9,7 @@ from hand_built import NODES, hand_built_model, hand_built_task
 
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.ensemble import jaccard, prune_seeds, table
-from sparse_circuits.errors import ConfigError
+from sparse_circuits.errors import ConfigError, TaskError
 
 
 def test_seeds_that_find_the_one_circuit_agree_wholly_and_go_on_where_they_stopped(tmp_path):
@@ -29,6 +29,8 @@ def test_seeds_that_find_the_one_circuit_agree_wholly_and_go_on_where_they_stopp
     assert found["seeds"] == [0, 1, 2]
     with pytest.raises(ConfigError, match=r"seed-0 was cut out with other settings \(target_loss 0.1\)"):
         prune_seeds(model, task, tmp_path, dataclasses.replace(config, target_loss=0.2), n_seed=3)
+    with pytest.raises(TaskError, match="seed-0: the circuit there was cut for first_token with other prompts"):
+        prune_seeds(model, hand_built_task(n_pair=25), tmp_path, config, n_seed=3)
 
 
 def test_jaccard_is_shared_over_all():

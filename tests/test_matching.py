@@ -84,6 +84,20 @@ def test_circuits_are_compared_on_the_tasks_that_all_three_solve():
     assert found["left_out"] == ["b"]
 
 
+def test_dense_circuits_that_are_smaller_pull_the_mean_below_one():
+    surveys = [
+        {"tasks": {n: {"n_node": size, "is_bigram_solvable": False} for n, size in sizes.items()}, "skipped": {}}
+        for sizes in ({"a": 20, "b": 10}, {"a": 10, "b": 20}, {"a": 10, "b": 20})
+    ]
+    assert compare_circuits(surveys, 0.5)["geometric_mean"] == pytest.approx(1)
+
+
+def test_a_control_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="nonsense_for_while is a control, which no model solves"):
+        sc.match(tmp_path, tmp_path / "out", tasks=["bracket_brace", "nonsense_for_while"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_is_not_finished_is_refused(tmp_path):
     with pytest.raises(FormatError, match="not a finished run"):
         sc.match(tmp_path, tmp_path / "out")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 
 import pytest
 from hypothesis import given
@@ -11,8 +10,9 @@ from hypothesis import strategies as st
 import sparse_circuits as sc
 from sparse_circuits.corpus.idioms import documents
 from sparse_circuits.errors import TaskError
-from sparse_circuits.survey import geometric_mean
 from sparse_circuits.tasks.own_pairs import SHARES, read_rows, task_from_file
+from sparse_circuits.tasks.pairs import hash_splits
+from sparse_circuits.tasks.sampling import SplitSizes
 from sparse_circuits.tokenizer import Tokenizer
 
 COLUMNS = ("prompt_a", "prompt_b", "answer_a", "answer_b", "continuation_a", "continuation_b", "template", "form")
@@ -82,6 +82,22 @@ def test_every_row_that_breaks_a_rule_is_dropped_with_its_line_and_reason(tokeni
     assert task_from_file(path, tokenizer).dropped_rows == dict(enumerate(bad, 61))
 
 
+def test_templates_that_a_file_names_are_in_its_hash_and_lines_are_not(tokenizer, tmp_path):
+    def made(name, rows):
+        return task_from_file(write(tmp_path / f"{name}.jsonl", rows), tokenizer)
+
+    # So few that pairs are dealt one by one: the splits are the same whatever the templates.
+    four, two = (made(str(n), [row(i, template=f"t{i % n}") for i in range(40)]) for n in (4, 2))
+    bare = made("bare", [{k: v for k, v in row(i).items() if k != "template"} for i in range(40)])
+    assert len({four.hash, two.hash, bare.hash}) == 3
+    assert four.former_hash == two.former_hash == bare.hash
+    assert bare.former_hash is None
+    (tmp_path / "moved.jsonl").write_text("\n\n" + (tmp_path / "bare.jsonl").read_text())
+    assert task_from_file(tmp_path / "moved.jsonl", tokenizer).hash == bare.hash
+    generated = sc.task("with_as", tokenizer, sizes=SplitSizes(fit=8, select=8, test=8, hard=8))
+    assert generated.hash == hash_splits(generated.splits)
+
+
 def test_hard_pairs_are_a_split_of_their_own(tokenizer, tmp_path):
     rows = [row(n, form="hard" if n % 4 == 0 else "") for n in range(80)]  # an empty cell is plain
     task = task_from_file(write(tmp_path / "a.csv", rows), tokenizer)
@@ -146,9 +162,3 @@ def test_no_bytes_make_the_reader_fail_otherwise(tmp_path_factory, content, endi
     except TaskError as error:
         said = str(error)
     assert str(path) in said
-
-
-def test_the_geometric_mean_of_two_and_eight_is_four():
-    assert geometric_mean([2, 8]) == pytest.approx(4)
-    assert geometric_mean([0, math.e**2]) == pytest.approx(math.e)
-    assert geometric_mean([]) is None

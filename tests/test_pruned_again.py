@@ -1,19 +1,21 @@
 """Checks that prune again: the model's second way is found, and a control that can't be pruned counts whole."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
-from hand_built import NODES, hand_built_model, hand_built_task
+import torch
+from hand_built import NODES, hand_built_circuit, hand_built_model, hand_built_task
 from known_circuits import FAKES, TRUE, circuit_of
 
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig, VerifyConfig
 from sparse_circuits.control_models import control_model
-from sparse_circuits.errors import ConfigError, FormatError
+from sparse_circuits.errors import ConfigError, FormatError, TaskError
 from sparse_circuits.faithfulness import controls as checks
 from sparse_circuits.faithfulness import verify
-from sparse_circuits.faithfulness.subject import Subject
+from sparse_circuits.faithfulness.subject import Subject, of_task
 from sparse_circuits.faithfulness.uniqueness import compare, uniqueness
 from sparse_circuits.nodes import NodeSpace
 
@@ -37,7 +39,7 @@ def test_a_model_with_a_backup_has_another_circuit_and_no_third(tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == stamps
 
 
-def test_what_missed_the_target_is_kept_for_the_same_settings_and_no_other_error_is_a_miss(
+def test_what_missed_the_target_is_kept_for_the_same_settings_prompts_and_model_and_no_other_error_is_a_miss(
     tmp_path: Path,
 ) -> None:
     model, task = hand_built_model(), hand_built_task()
@@ -47,6 +49,14 @@ def test_what_missed_the_target_is_kept_for_the_same_settings_and_no_other_error
     stamp = (tmp_path / "unreached.json").stat().st_mtime_ns
     assert checks.circuit_or_reason(model, task, tmp_path, hard, None) == reason
     assert (tmp_path / "unreached.json").stat().st_mtime_ns == stamp
+    other_task, other_model = hand_built_task(n_pair=25), hand_built_model()
+    with torch.no_grad():
+        other_model.unembedding.weight.mul_(1.5)
+    for others in ((model, other_task), (other_model, task)):
+        held = json.loads((tmp_path / "unreached.json").read_text())
+        checks.circuit_or_reason(*others, tmp_path, hard, None)
+        new = json.loads((tmp_path / "unreached.json").read_text())
+        assert (new["model_hash"], new["task_hash"]) != (held["model_hash"], held["task_hash"])
     with pytest.raises(ConfigError, match="ablation mean needs the corpus"):
         checks.circuit_or_reason(model, task, tmp_path / "new", dataclasses.replace(QUICK, ablation="mean"), None)
     assert not (tmp_path / "new/unreached.json").exists()
@@ -54,6 +64,17 @@ def test_what_missed_the_target_is_kept_for_the_same_settings_and_no_other_error
     found = checks.circuit_or_reason(model, task, tmp_path, QUICK, None)
     assert isinstance(found, Circuit)
     assert not (tmp_path / "unreached.json").exists()
+    with pytest.raises(TaskError, match="was cut for first_token with other prompts"):
+        checks.circuit_or_reason(model, other_task, tmp_path, QUICK, None)
+
+
+def test_a_circuit_that_names_a_files_prompts_by_their_former_hash_is_still_one_of_them() -> None:
+    model, task = hand_built_model(), hand_built_task()
+    circuit = hand_built_circuit(model, task, NODES)
+    now = dataclasses.replace(task, hash="0" * 64, former_hash=task.hash)
+    assert of_task(circuit, now, n_pair=4).circuit is circuit
+    with pytest.raises(TaskError, match="with other prompts"):
+        of_task(circuit, dataclasses.replace(now, former_hash=None), n_pair=4)
 
 
 def test_circuits_that_share_all_their_nodes_do_nothing_without_them() -> None:

@@ -95,6 +95,27 @@ def test_an_unreachable_target_is_said_with_the_models_own_loss():
         prune(hand_built_model(), hand_built_task(), QUICK, target_loss=1e-9)
 
 
+def test_a_model_whose_answers_are_not_finite_is_refused_by_that_name():
+    model = hand_built_model()
+    with torch.no_grad():
+        model.unembedding.weight[X, 3] = torch.nan
+    for task in (hand_built_task(), dataclasses.replace(hand_built_task(), is_control=True)):
+        with pytest.raises(PruneError, match="the full model's loss on first_token is NaN"):
+            prune(model, task, QUICK)
+
+
+def test_a_circuit_of_no_node_at_all_is_refused():
+    model = hand_built_model()
+    space = NodeSpace.of(model.config)
+    every = tuple(space.names(torch.ones(space.n_node, dtype=torch.bool)))
+    with pytest.raises(ConfigError, match=rf"exclude names every node of the model \({space.n_node}\)"):
+        prune(model, hand_built_task(), QUICK, exclude=every)
+    # Query and key are one parameter, so naming all queries leaves no key either.
+    tied = tuple(name for name in every if not name.startswith("0.attn.k:"))
+    with pytest.raises(ConfigError, match="exclude names every node"):
+        prune(model, hand_built_task(), QUICK, exclude=tied, ties_query_and_key=True)
+
+
 def test_corpus_means_of_a_model_without_a_corpus_are_refused():
     with pytest.raises(ConfigError, match="comes from no run folder"):
         prune(hand_built_model(), hand_built_task(), QUICK, ablation="mean")

@@ -1,6 +1,7 @@
 """Refinement leaves what is needed and nothing else; its shortcuts give what whole runs give."""
 
 import dataclasses
+import weakref
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hand_built import (
     random_pairs,
 )
 
-from sparse_circuits.candidates import Evaluator
+from sparse_circuits.candidates import KNOWN_BYTES, N_PAIR, Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.edges import EdgeSpace, edges_between
@@ -36,7 +37,9 @@ def test_candidates_side_by_side_have_the_losses_of_each_alone():
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_streams_that_are_remembered_give_the_differences_of_a_fresh_start():
+@pytest.mark.parametrize("known_bytes", [KNOWN_BYTES, 0])
+def test_streams_that_are_remembered_give_the_differences_of_a_fresh_start(monkeypatch, known_bytes):
+    monkeypatch.setattr("sparse_circuits.candidates.KNOWN_BYTES", known_bytes)
     model, pairs = random_model(), random_pairs(40)
     n_node = NodeSpace.of(model.config).n_node
     generator = torch.Generator().manual_seed(1)
@@ -56,6 +59,28 @@ def test_streams_that_are_remembered_give_the_differences_of_a_fresh_start():
         torch.testing.assert_close(remembering.differences(asked, base=base), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(remembering.differences(asked[:1]), expected[:1], rtol=1e-4, atol=1e-5)
         base = candidates[0] if step % 3 else keep
+
+
+@pytest.mark.parametrize("n_candidate", [1, 3])
+def test_streams_that_would_take_too_much_are_held_for_one_part_at_a_time(monkeypatch, n_candidate):
+    monkeypatch.setattr("sparse_circuits.candidates.KNOWN_BYTES", 0)
+    model, pairs = random_model(), random_pairs(10 * N_PAIR)
+    held, most, run = [], [], type(model).run
+
+    def counted(self, *given, **settings):
+        out = run(self, *given, **settings)
+        held.append(weakref.ref(out))
+        most.append(sum(ref() is not None for ref in held))
+        return out
+
+    monkeypatch.setattr(type(model), "run", counted)
+    n_node = NodeSpace.of(model.config).n_node
+    evaluator = Evaluator(model=model, pairs=pairs, values=torch.zeros(n_node), may_shift=True)
+    base = torch.ones(n_node, dtype=torch.bool)
+    evaluator.differences(evaluator.without_each(base, torch.arange(n_node - n_candidate, n_node)), base=base)
+    n_sublayer = 2 * model.config.n_layer
+    assert len(held) >= 10 * (n_sublayer - 1)
+    assert max(most) <= 2 * n_sublayer + 1, "those of the base and the candidate, of one part or two that overlap"
 
 
 def goal_of(evaluator, max_auroc=0.6):

@@ -10,8 +10,8 @@ from hand_built import hand_built_model
 import sparse_circuits as sc
 from sparse_circuits import survey
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.errors import ConfigError
-from sparse_circuits.survey import table
+from sparse_circuits.errors import ConfigError, PruneError
+from sparse_circuits.survey import geometric_mean, mean_count, table
 from sparse_circuits.viewer.curves import draw_curves, draw_models
 
 
@@ -55,6 +55,9 @@ def test_a_second_call_keeps_the_circuits_that_are_there_solved_or_not(surveyed,
     marked = sc.prune_all(model, out, dataclasses.replace(config, target_loss=0.35), names=names[:1])
     assert marked["tasks"]["single_double_quote"]["other_settings"] == {"target_loss": 0.3}
     assert "single_double_quote was there already, cut out with other settings: target_loss 0.3" in table(marked)
+    with_other_prompts = sc.prune_all(model, out, dataclasses.replace(config, seed=1), names=names[:1])
+    assert with_other_prompts["tasks"] == {}
+    assert "was cut for single_double_quote with other prompts" in with_other_prompts["skipped"]["single_double_quote"]
     sc.prune_all(model, out, config, names=names)
 
 
@@ -101,6 +104,7 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
     (nonsense,) = (name for name in survey.CONTROLS if "if_equals" in name)
     monkeypatch.setattr(survey, "CONTROLS", {nonsense: survey.CONTROLS[nonsense]})
     model = sc.load(untrained_run)
+    made = sc.task("bracket_brace", model.tokenizer)
     easy = PruneConfig(n_step=2, n_pair=2, target_loss=0.72, margin=0, max_auroc=1.0, n_mean_token=1, cuts_edges=False)
     found = survey.prune_all(model, tmp_path / "easy", easy, names=["bracket_brace"], controls=True)
     n_real = found["tasks"]["bracket_brace"]["n_node"]
@@ -110,6 +114,11 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
         control = found["control_models"][kind]
         assert control["ratio"] == pytest.approx(control["n_node"]["bracket_brace"] / n_real)
         assert (tmp_path / f"easy/{kind}-model/circuits/bracket_brace/circuit.json").exists()
+    described = tmp_path / "easy/random-model/circuits/bracket_brace/circuit.json"
+    described.write_text(described.read_text().replace(made.hash, "0" * 64))
+    again = survey._control_model(model, "random", {"bracket_brace": n_real}, tmp_path / "easy", easy, None)
+    assert (again["n_node"], again["ratio"]) == ({}, None)
+    assert "with other prompts (000000000000)" in again["skipped"]["bracket_brace"]
     hard = dataclasses.replace(easy, target_loss=0.01)
     found = survey.prune_all(model, tmp_path / "hard", hard, names=["bracket_brace"], controls=True)
     assert "bracket_brace" in found["skipped"], "a real task that the model can't do is named, not counted"
@@ -119,6 +128,26 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
     assert "no size meets target_loss 0.01" in reason
     told = survey.table(found)
     assert f"nonsense controls: {row['n_node']:.1f} nodes" in told
+
+
+def test_the_circuit_of_a_file_of_pairs_has_a_folder_of_the_files_stem(tmp_path, monkeypatch):
+    sides = {"prompt_a": 'say("text', "prompt_b": "say('text", "answer_a": '")\n', "answer_b": "')\n"}
+    rows = [{name: text.replace("(", f"({n}, ") for name, text in sides.items()} for n in range(40)]
+    path, folders = tmp_path / "pairs/quotes.jsonl", []
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def no_circuit(model, task, folder, *_):
+        folders.append(folder)
+        raise PruneError("not pruned")
+
+    model, out = sc.load(sc.example()), tmp_path / "out"
+    monkeypatch.setattr(survey, "_row", no_circuit)
+    assert survey.prune_all(model, out, names=[str(path)])["skipped"] == {str(path): "not pruned"}
+    monkeypatch.setattr(survey, "control_run", lambda model, *_, **__: model)
+    monkeypatch.setattr(survey, "_circuit", lambda *given: folders.append(given[2]))
+    survey._control_model(model, "random", {str(path): 3}, out, PruneConfig(), None)
+    assert folders == [out / "quotes", out / "random-model/circuits/quotes"]
 
 
 def test_controls_need_a_run_folder_and_say_so_before_anything_is_pruned(tmp_path):
@@ -159,3 +188,14 @@ def test_a_models_line_is_the_mean_of_its_seeds_and_its_band_reaches_from_lowest
     assert middle == pytest.approx([(heights[0] + heights[3]) / 2, (heights[1] + heights[2]) / 2], abs=0.06)
     assert line.get("d") == other.get("d")
     assert "<a>, 2 seeds" in [text.text for text in root.iter() if text.tag.endswith("text")]
+
+
+def test_the_geometric_mean_of_a_half_and_two_is_one():
+    assert geometric_mean([0.5, 2]) == pytest.approx(1)
+    assert geometric_mean([2, 8]) == pytest.approx(4)
+    assert geometric_mean([]) is None
+
+
+def test_a_count_of_zero_is_averaged_as_one():
+    assert mean_count([0, 9]) == pytest.approx(3)
+    assert mean_count([]) is None

@@ -12,10 +12,11 @@ import time
 
 import pytest
 import torch
+from hand_built import hand_built_task
 from safetensors.torch import load_file
 
 from sparse_circuits import checkpoint, training
-from sparse_circuits.ablation import corpus_means, run_of, stored_means
+from sparse_circuits.ablation import ablation_values, corpus_means, run_of, stored_means
 from sparse_circuits.configs import ModelConfig, OptimizerConfig, SparsityConfig
 from sparse_circuits.errors import ConfigError, CorpusError, DeviceError, DivergedError, FormatError, OutputExistsError
 from sparse_circuits.loading import load
@@ -357,8 +358,37 @@ def test_corpus_means_are_the_mean_of_what_is_recorded_and_are_kept(whole_run):
     assert torch.equal(stored_means(model, whole_run), mean)
     assert torch.equal(stored_means(model, whole_run, n_token=512), mean)
     assert stored_means(model, whole_run, n_token=513) is None, "over too few tokens"
+    wider = corpus_means(model, corpus, config, n_token=1024, cache=whole_run)
+    assert not torch.equal(wider, mean)
+    for n_token, expected in ((512, mean), (1024, wider), (513, wider)):
+        assert torch.equal(stored_means(model, whole_run, n_token=n_token), expected)
     model.blocks[0].mlp.fc_in.weight.data[0, 0] += 1
     assert stored_means(model, whole_run) is None
+
+
+def test_the_ablation_values_of_a_setting_do_not_depend_on_what_was_asked_for_before(whole_run):
+    model, fit = load(whole_run), hand_built_task().split("fit")
+
+    def values(n_token):
+        return ablation_values(model, "mean", fit=fit, n_token=n_token)
+
+    wide, narrow = values(1024), values(512)
+    assert not torch.equal(wide, narrow), "the wider ones do not stand in"
+    assert torch.equal(values(1024), wide)
+    # What was kept under the corpus's name alone is read as before.
+    for path in (whole_run / "means").glob("*-512.safetensors"):
+        path.rename(path.with_name(path.name.replace("-512", "")))
+    stamps = {path: path.stat().st_mtime_ns for path in (whole_run / "means").iterdir()}
+    assert torch.equal(values(512), narrow)
+    assert {path: path.stat().st_mtime_ns for path in (whole_run / "means").iterdir()} == stamps
+    # Without the corpus the next wider ones are all that can be had.
+    described = json.loads((whole_run / "config.json").read_text())
+    described["corpus"]["path"] = "gone"
+    (whole_run / "config.json").write_text(json.dumps(described))
+    assert torch.equal(values(512), narrow)
+    assert torch.equal(values(513), wide)
+    with pytest.raises(ConfigError, match="fewer than the 2,000 tokens asked for"):
+        values(2000)
 
 
 def test_a_corpus_that_changed_is_refused(whole_run, idioms_corpus):

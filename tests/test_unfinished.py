@@ -1,12 +1,16 @@
 """A pruning that was interrupted goes on where it stood, and with nothing but what it was begun with."""
 
+import dataclasses
+
 import pytest
+import torch
 from hand_built import NODES, hand_built_model, hand_built_task
 
 from sparse_circuits import pruning
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError, PruneError
 from sparse_circuits.files import is_done
+from sparse_circuits.masks import LearnedMasks
 from sparse_circuits.pruning import prune
 from sparse_circuits.unfinished import NAME, Unfinished
 
@@ -56,6 +60,35 @@ def test_what_was_begun_with_other_settings_is_refused_and_stays(tmp_path, monke
     with pytest.raises(ConfigError, match=f"{NAME}: the pruning begun there has another settings"):
         prune(hand_built_model(), hand_built_task(), QUICK, folder=tmp_path, target_loss=0.09)
     assert (tmp_path / NAME).read_bytes() == before
+
+
+def test_an_older_file_that_says_less_of_what_it_was_made_of_is_gone_on_with(tmp_path, monkeypatch):
+    made_of = {}
+
+    def older(self, folder, now, *, init=Unfinished.__init__):
+        made_of.update(now)
+        init(self, folder, {name: now[name] for name in ("settings", "task", "model")})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "__init__", older)
+        rounds = interrupted(tmp_path, monkeypatch, 1)
+    assert made_of["command"] == "prune"
+    circuit = prune(hand_built_model(), hand_built_task(), QUICK, folder=tmp_path)
+    assert circuit.removed[1:2] == rounds
+
+
+def test_what_was_begun_with_other_means_is_refused(tmp_path, monkeypatch):
+    config, model = dataclasses.replace(QUICK, ablation="mean"), hand_built_model()
+    n_node = sum(model.config.node_widths().values())
+
+    def begun(value):
+        monkeypatch.setattr(pruning, "ablation_values", lambda *_, **__: torch.full((n_node,), value))
+        return pruning.Pruning(model, hand_built_task(), config, folder=tmp_path).unfinished
+
+    begun(0.0).begin(LearnedMasks(tau=torch.zeros(1, n_node), history=[[]]))
+    assert begun(0.0).learned is not None
+    with pytest.raises(ConfigError, match="the pruning begun there has another ablation"):
+        begun(0.01)
 
 
 def test_a_damaged_file_is_named(tmp_path, monkeypatch):

@@ -49,42 +49,48 @@ def corpus_means(
         corpus: Its corpus.
         config: The run's settings: shares, context and seed say which text.
         n_token: Least tokens to average over.
-        cache: The run folder, to keep the means in; None keeps nothing.
+        cache: The run folder, to keep the means in, those over other numbers of tokens beside them; None keeps nothing.
     """
     n_row = -(-n_token // config.context)
-    path = None if cache is None else cache / "means" / f"{corpus.hash[:16]}.safetensors"
-    hash_ = model_hash(model)
-    if path is not None and path.exists():
-        header, arrays = load_arrays(path, FORMAT, VERSION)
-        if header["model_hash"] == hash_ and header["n_token"] >= n_row * config.context:
-            return torch.from_numpy(arrays["mean"].copy())
+    n_token, name = n_row * config.context, corpus.hash[:16]
+    if cache is not None and (kept := _kept_means(model, cache, f"{name}*").get(n_token)) is not None:
+        return kept
     batches = Batches(
         corpus, shares=config.shares, context=config.context, batch_size=n_row, n_step=1, seed=config.seed
     )
     total = torch.zeros(NodeSpace.of(model.config).n_node, dtype=torch.double)
     for part in batches(0).split(32):
         total += sum_activations(model, part)
-    mean = (total / (n_row * config.context)).float()
-    if path is not None:
+    mean = (total / n_token).float()
+    if cache is not None:
         header = {
             "format": FORMAT,
             "version": VERSION,
-            "model_hash": hash_,
+            "model_hash": model_hash(model),
             "corpus_hash": corpus.hash,
-            "n_token": n_row * config.context,
+            "n_token": n_token,
         }
-        save_arrays(path, {"mean": mean.numpy()}, header)
+        save_arrays(cache / "means" / f"{name}-{n_token}.safetensors", {"mean": mean.numpy()}, header)
     return mean
 
 
 def stored_means(model: Transformer, folder: Path, *, n_token: int = 0) -> Float[Tensor, " node"] | None:
-    """Return the means that lie in a run folder, if there are some of this very model over as many tokens or more."""
-    hash_ = model_hash(model)
-    for path in sorted((folder / "means").glob("*.safetensors")):
+    """Return the means that lie in a run folder, if there are some of this very model over as many tokens or more.
+
+    Of several, those over the fewest tokens that are enough.
+    """
+    kept = _kept_means(model, folder)
+    return min(((n, mean) for n, mean in kept.items() if n >= n_token), key=lambda one: one[0], default=(0, None))[1]
+
+
+def _kept_means(model: Transformer, folder: Path, name: str = "*") -> dict[int, Float[Tensor, " node"]]:
+    """Return the means of this very model that lie in a run folder, by the tokens that they are taken over."""
+    hash_, found = model_hash(model), {}
+    for path in sorted((folder / "means").glob(f"{name}.safetensors")):
         header, arrays = load_arrays(path, FORMAT, VERSION)
-        if header["model_hash"] == hash_ and header["n_token"] >= n_token:
-            return torch.from_numpy(arrays["mean"].copy())
-    return None
+        if header["model_hash"] == hash_:
+            found.setdefault(header["n_token"], torch.from_numpy(arrays["mean"].copy()))
+    return found
 
 
 def task_means(model: Transformer, pairs: Pairs) -> Float[Tensor, " node"]:
@@ -102,6 +108,9 @@ def ablation_values(
 ) -> Float[Tensor, " node"]:
     """Return what removed nodes are set to.
 
+    Means over the corpus are the same for the same `n_token`, whatever others were asked for before; only where the
+    corpus is gone do those over more tokens stand in.
+
     Args:
         model: A model of a run folder, for `mean`.
         how: The mean over the corpus, zero, or the mean over the fit split's prompts.
@@ -115,23 +124,26 @@ def ablation_values(
         return torch.zeros(NodeSpace.of(model.config).n_node)
     if how == "task_mean":
         return task_means(model, fit)
-    found = None if model.folder is None else stored_means(model, model.folder, n_token=n_token)
-    if found is not None:
+    folder = model.folder
+    found = None if folder is None else stored_means(model, folder, n_token=n_token)
+    if folder is None or not is_run(folder):
+        if found is None:
+            raise ConfigError(
+                "ablation mean needs the corpus, and this model comes from no run folder; take task_mean or zero"
+            )
         return found
-    if model.folder is None or not is_run(model.folder):
-        raise ConfigError(
-            "ablation mean needs the corpus, and this model comes from no run folder; take task_mean or zero"
-        )
     try:
-        config, corpus = run_of(model.folder)
-    except CorpusError as error:
-        if stored_means(model, model.folder) is None:
+        config, corpus = run_of(folder)
+        return corpus_means(model, corpus, config, n_token=n_token, cache=folder)
+    except (CorpusError, FormatError) as error:
+        if found is not None:
+            return found
+        if stored_means(model, folder) is None:
             raise
         raise ConfigError(
-            f"{model.folder}: the means there are over fewer than the {n_token:,} tokens asked for (n_mean_token), "
+            f"{folder}: the means there are over fewer than the {n_token:,} tokens asked for (n_mean_token), "
             f"and the corpus for more is gone: {error}"
         ) from None
-    return corpus_means(model, corpus, config, n_token=n_token, cache=model.folder)
 
 
 def is_run(folder: Path) -> bool:

@@ -28,7 +28,8 @@ N_MASK = 1 << 26
 """Most weights that are masked at once for estimates, all prompts of a pass together."""
 
 KNOWN_BYTES = 256 << 20
-"""Most memory that the residual streams of one candidate may take, to be kept for the next ones."""
+"""Most memory that the residual streams of one candidate may take, to be kept for the next ones; where they take more,
+those of a part of the pairs go with it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,10 +118,9 @@ class Evaluator:
         if len(keep) == 1:
             return self._differences_alone(keep[0], base)[None]
         first = torch.zeros(len(keep), dtype=torch.long) if base is None else self._first_differences(keep, base)
-        out = torch.empty(len(keep), len(self.pairs), 2)
-        shared = self._streams(base)
-        for index, streams in zip(self._parts, shared, strict=True):
-            part = self.pairs.take(index)
+        out, shared = torch.empty(len(keep), len(self.pairs), 2), []
+        for number, index in enumerate(self._parts):
+            part, streams = self.pairs.take(index), self._streams(base, number)
             if base is not None:
                 self._extend(streams, base, part, int(first.max()))
             for site in first.unique().tolist():
@@ -128,6 +128,7 @@ class Evaluator:
                     with self._applied(keep[runs]):
                         found = logit_difference(self.model, part, n_run=len(runs), stream=(site, streams[site]))
                     out[runs[:, None], index] = found
+            shared.append(streams if self._remembers else [])
         if base is not None:
             self._remember({_key(base): shared})
         return out
@@ -200,11 +201,17 @@ class Evaluator:
         """By candidate and part, the residual stream at sites 0, 1, …, as far as it is known."""
         return {}
 
-    def _streams(self, keep: Bool[Tensor, " item"] | None) -> list[list[Tensor]]:
-        """Return what is known of a candidate's streams; the first site's always is."""
+    @functools.cached_property
+    def _remembers(self) -> bool:
+        """Whether the streams of a candidate are few enough to be kept."""
+        n_bytes = 8 * int(self.pairs.length.sum()) * self.model.config.d_model * 2 * self.model.config.n_layer
+        return n_bytes <= KNOWN_BYTES
+
+    def _streams(self, keep: Bool[Tensor, " item"] | None, number: int) -> list[Tensor]:
+        """Return what is known of a candidate's streams of one part; the first site's always is."""
         if keep is not None and _key(keep) in self._known:
-            return self._known[_key(keep)]
-        return [[self.model.embed(self.pairs.take(index).tokens.flatten(0, 1))] for index in self._parts]
+            return self._known[_key(keep)][number]
+        return [self.model.embed(self.pairs.take(self._parts[number]).tokens.flatten(0, 1))]
 
     def _extend(self, streams: list[Tensor], keep: Bool[Tensor, " item"], part: Pairs, site: int) -> None:
         """Run a candidate's streams up to a site."""
@@ -215,23 +222,24 @@ class Evaluator:
                     streams.append(self.model.run(streams[start], start, start + 1, at=at))
 
     def _remember(self, known: dict[bytes, list[list[Tensor]]]) -> None:
-        """Keep these streams and forget all others."""
+        """Keep these streams, if they are few enough, and forget all others."""
         self._known.clear()
-        n_bytes = 8 * int(self.pairs.length.sum()) * self.model.config.d_model * 2 * self.model.config.n_layer
-        if n_bytes <= KNOWN_BYTES:
+        if self._remembers:
             self._known.update(known)
 
     def _differences_alone(self, keep: Bool[Tensor, " item"], base: Bool[Tensor, " item"] | None) -> Tensor:
-        known, shared = self._known.get(_key(keep)), self._streams(base)
+        known = self._known.get(_key(keep))
         first = 0 if base is None else int(self._first_differences(keep[None], base))
-        out, own = torch.empty(len(self.pairs), 2), []
+        out, shared, own = torch.empty(len(self.pairs), 2), [], []
         for number, index in enumerate(self._parts):
-            part = self.pairs.take(index)
+            part, streams = self.pairs.take(index), self._streams(base, number)
             if known is None and base is not None:
-                self._extend(shared[number], base, part, first)
-            own.append(shared[number][: first + 1] if known is None else known[number])
-            self._extend(own[-1], keep, part, 2 * self.model.config.n_layer)
-            out[index] = logit_difference(self.model, part, stream=(len(own[-1]) - 1, own[-1][-1]))[0]
+                self._extend(streams, base, part, first)
+            mine = streams[: first + 1] if known is None else known[number]
+            self._extend(mine, keep, part, 2 * self.model.config.n_layer)
+            out[index] = logit_difference(self.model, part, stream=(len(mine) - 1, mine[-1]))[0]
+            shared.append(streams if self._remembers else [])
+            own.append(mine if self._remembers else [])
         self._remember({_key(keep): own} if base is None else {_key(base): shared, _key(keep): own})
         return out
 

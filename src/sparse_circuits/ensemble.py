@@ -8,10 +8,10 @@ from typing import Any, TextIO
 import torch
 
 from sparse_circuits.candidates import Evaluator
-from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError
 from sparse_circuits.faithfulness.selectivity import jaccard
+from sparse_circuits.faithfulness.subject import kept_circuit
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import prune
@@ -37,6 +37,7 @@ def prune_seeds(
 
     Raises:
         ConfigError: A circuit that is there was cut out with other settings.
+        TaskError: Or for other prompts.
 
     Returns:
         What `ensemble.json` holds: `n_node` and `n_edge` of each circuit, `jaccard` of every two (shared nodes over all
@@ -51,7 +52,7 @@ def prune_seeds(
         folder = out / f"seed-{seed}"
         if not is_done(folder):
             prune(model, task, config, seed=seed, folder=folder, progress=progress)
-        circuit = Circuit.load(folder, model)
+        circuit = kept_circuit(folder, model, task)
         if others := circuit.other_settings(dataclasses.replace(config, seed=seed)):
             told = ", ".join(f"{name} {value}" for name, value in others.items())
             raise ConfigError(f"{folder} was cut out with other settings ({told}); name another folder or remove it")

@@ -16,6 +16,7 @@ from sparse_circuits.runlog import read_records, say
 from sparse_circuits.sparsity import count_nonzeros
 from sparse_circuits.survey import geometric_mean, prune_all
 from sparse_circuits.tables import aligned
+from sparse_circuits.tasks import CONTROLS
 from sparse_circuits.training import train
 from sparse_circuits.viewer.curves import draw_models, mean_curve
 
@@ -53,13 +54,15 @@ def match(
 
     Raises:
         FormatError: `run` is no finished run.
-        ConfigError: No two dense models have the sparse one's loss between theirs, or one that is there was trained
-            with other settings.
+        ConfigError: No two dense models have the sparse one's loss between theirs, one that is there was trained
+            with other settings, or a task is a control.
 
     Source: the paper compares circuits at equal pretraining loss (section 3, Figure 2); how the models are found is
     ours.
     """
     run, out, config = Path(run), Path(out), config or MatchConfig()
+    if nonsense := [name for name in tasks if name in CONTROLS]:
+        raise ConfigError(f"{nonsense[0]} is a control, which no model solves; name tasks to compare circuits of")
     if not is_done(run):
         raise FormatError(f"{run}: not a finished run; train it to its end first")
     sparse, corpus = run_of(run)
@@ -87,16 +90,26 @@ def match(
     if tasks:
         folders = {"sparse": run, **{f"dense-{width}": out / f"dense-{width}" for width in widths}}
         prune_config = prune_config or PruneConfig()
-        surveys = {
-            name: prune_all(
-                load(folder), out / "circuits" / name, prune_config, names=tasks, corpus=corpus, progress=progress
-            )
-            for name, folder in folders.items()
-        }
+        surveys = _surveyed(folders, out / "circuits", prune_config, tasks, corpus, progress)
         found["circuits"] = compare_circuits([*surveys.values()], weight)
         _draw(surveys, found["circuits"]["tasks"], out / "curves.svg", prune_config.target_loss)
     write_json(out / "match.json", found)
     return found
+
+
+def _surveyed(
+    folders: dict[str, Path],
+    out: Path,
+    config: PruneConfig,
+    tasks: Sequence[str],
+    corpus: Corpus,
+    progress: TextIO | None,
+) -> dict[str, dict[str, Any]]:
+    """Prune the tasks in every model, each into a folder of its own."""
+    return {
+        name: prune_all(load(folder), out / name, config, names=tasks, corpus=corpus, progress=progress)
+        for name, folder in folders.items()
+    }
 
 
 def _train_or_keep(folder: Path, config: TrainConfig, corpus: Corpus, progress: TextIO | None) -> None:

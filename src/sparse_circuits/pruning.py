@@ -1,10 +1,12 @@
 """Cutting out the circuit behind a behaviour: learn masks, choose a size, refine. `sc.prune`."""
 
 import dataclasses
+import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import torch
 from jaxtyping import Bool
@@ -16,7 +18,7 @@ from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.completeness import needed_nodes
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.errors import PruneError
+from sparse_circuits.errors import ConfigError, PruneError
 from sparse_circuits.files import refuse_finished, sha256_of_json
 from sparse_circuits.mask_runs import MaskRun, excluded_nodes
 from sparse_circuits.masks import LearnedMasks, learn_masks
@@ -102,11 +104,13 @@ class Pruning:
         task: What to prune for.
         config: The target, and all that is not searched.
         folder: Where what is done so far is kept; None keeps nothing.
+        command: What prunes. A search learns its masks with settings of its own, so neither goes on with the other's.
         progress: Where progress goes; None is silent.
 
     Raises:
-        ConfigError: Means are asked for and can't be had, or the folder holds the beginning of another pruning.
-        PruneError: The full model misses the target.
+        ConfigError: Means are asked for and can't be had, every node is excluded, or the folder holds the beginning of
+            another pruning.
+        PruneError: The full model misses the target, or its loss is NaN.
         TapError: The model is packed.
         TaskError: A prompt exceeds the model's context.
     """
@@ -118,14 +122,17 @@ class Pruning:
         config: PruneConfig,
         *,
         folder: Path | None = None,
+        command: Literal["prune", "search"] = "prune",
         progress: TextIO | None = None,
     ) -> None:
         model.require_whole()
         self.model, self.task, self.config, self.progress = model, task, config, progress
-        made_of = {"settings": sha256_of_json(config.to_json()), "task": task.hash, "model": model_hash(model)}
-        self.unfinished = Unfinished(folder, made_of)
+        excluded = excluded_nodes(NodeSpace.of(model.config), config)
+        if excluded.all():
+            raise ConfigError(f"exclude names every node of the model ({len(excluded):,}); leave some for the circuit")
         task.refuse_longer_than(model.config.n_ctx)
         self.values = ablation_values(model, config.ablation, fit=task.split("fit"), n_token=config.n_mean_token)
+        self.unfinished = Unfinished(folder, self._made_of(command))
         self.pairs = deciding_pairs(task)
         self.full = all_logit_differences(model, self.pairs)[0]
         self.without = Evaluator(model=model, pairs=self.pairs, values=self.values, may_shift=not task.answers_vary)
@@ -133,6 +140,8 @@ class Pruning:
         self.needed = torch.zeros(self.evaluator.n_node, dtype=torch.bool)
         every_node = torch.ones(1, self.evaluator.n_node, dtype=torch.bool)
         self.model_loss = float(self.evaluator.losses(every_node))
+        if math.isnan(self.model_loss):
+            raise PruneError(f"the full model's loss on {task.name} is NaN: its answers are not finite; train it anew")
         if self.model_loss > config.target_loss and not task.is_control:
             raise PruneError(
                 f"target_loss {config.target_loss} can't be met: the full model's calibrated loss on "
@@ -143,9 +152,16 @@ class Pruning:
         is_bigram_solvable = float(self.goal(1.0).auroc(every_node)) > config.max_auroc
         self.max_auroc = 1.0 if is_bigram_solvable else config.max_auroc
         if config.needed_loss is not None:
-            excluded = excluded_nodes(NodeSpace.of(model.config), config)
             self.needed = needed_nodes(self.without, config.needed_loss) & ~excluded
             self.say(f"{int(self.needed.sum())} nodes that the model can't be without")
+
+    def _made_of(self, command: str) -> dict[str, str]:
+        """Return what decides the circuit, by name."""
+        settings = sha256_of_json(self.config.to_json())
+        found = {"settings": settings, "task": self.task.hash, "model": model_hash(self.model), "command": command}
+        if self.config.ablation == "mean":  # all others follow from settings, task and model
+            found["ablation"] = hashlib.sha256(self.values.numpy().tobytes()).hexdigest()
+        return found
 
     def goal(self, max_auroc: float) -> Goal:
         """Return what a circuit must reach, under a limit on AUROC."""

@@ -35,6 +35,12 @@ RANGES = {
 COUNT_RANGE = (1e-4, 3e-2)
 """The same for a fixed price, which is searched if the configuration has one."""
 
+BEST = "best.safetensors"
+"""Name of the file with the best trial's mask."""
+
+Best = tuple[dict[str, Any], torch.Tensor]
+"""What is told of that trial, and the parameters of its mask."""
+
 MISS = 10.0
 """A trial that misses the target counts as two whole models, and as this many more for each nat that it misses."""
 
@@ -57,27 +63,30 @@ def search_settings(
         out: Folder of the search's journal and its best mask; a search that was interrupted goes on.
         config: Settings that are not searched, and the target.
         n_trial: Trials in all.
-        n_at_once: Trials that are learned in one pass.
+        n_at_once: Trials that are drawn together; they are learned in as few passes as save time, see `learn_masks`.
         progress: Where progress goes; None is silent.
 
     Returns:
         The refined circuit of the best trial; its `removed[0]` has the trial and its settings.
 
     Raises:
-        ConfigError: Optuna is not installed, or the folder holds the beginning of another search.
+        ConfigError: Optuna is not installed, n_run is not 1, or the folder holds the beginning of another search.
         PruneError: The model, or every trial, misses the target.
 
     Source: the paper searched with CARBS (appendix A.2); Optuna's TPE is ours.
     """
     require(n_at_once >= 1, f"n_at_once is {n_at_once}, expected 1 or more")
     require(n_trial >= 1, f"n_trial is {n_trial}, expected 1 or more")
-    optuna = _optuna()
     out, config = Path(out), config or PruneConfig()
+    require(config.n_run == 1, f"n_run is {config.n_run}, expected 1: every trial of a search learns one mask")
+    optuna = _optuna()
     out.mkdir(parents=True, exist_ok=True)
-    pruning = Pruning(model, task, config, folder=out, progress=progress)
+    pruning = Pruning(model, task, config, folder=out, command="search", progress=progress)
     made_of = pruning.unfinished.made_of
-    best = _stored_best(out / "best.safetensors", made_of)
-    study = _open(optuna, out, f"{task.name}, {sha256_of_json(made_of)[:16]}", config.seed, progress)
+    best = _stored_best(out / BEST, pruning)
+    named = sha256_of_json({name: made_of[name] for name in ("settings", "task", "model")})[:16]
+    study = _open(optuna, out, f"{task.name}, {named}", config.seed, progress)
+    best = best or _learned_again(study, out / BEST, pruning)
     while (n_done := _n_done(study)) < n_trial:
         trials = [study.ask() for _ in range(min(n_at_once, n_trial - n_done))]
         configs = [_drawn(trial, config) for trial in trials]
@@ -86,9 +95,7 @@ def search_settings(
             value, is_reached = _value(pruning, tau)
             if is_reached and (best is None or value < best[0]["n_node"]):
                 header = {"n_node": value, "trial": trial.number, "config": drawn.to_json(), "last": history[-1]}
-                held = {"format": FORMAT, "version": VERSION, "made_of": made_of, **header}
-                save_arrays(out / "best.safetensors", {"tau": tau.numpy()}, held)
-                best = header, tau
+                best = _keep(out / BEST, made_of, header, tau)
             study.tell(trial, value)  # a trial that counts as done has its mask kept
             say(progress, f"trial {trial.number + 1} of {n_trial}: {value:,.0f} nodes")
     if best is None:
@@ -134,8 +141,11 @@ def _open(optuna: Any, out: Path, name: str, seed: int, progress: TextIO | None)
 
     def study() -> Any:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
-        sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-        return optuna.create_study(study_name=name, storage=storage, sampler=sampler, load_if_exists=True)
+        made = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+        # The sampler's state is not kept; with the seed alone a second call would draw what the first one drew.
+        drawn = int(sha256_of_json([seed, len(made.get_trials(deepcopy=False))])[:8], 16)
+        made.sampler = optuna.samplers.TPESampler(seed=drawn, constant_liar=True)
+        return made
 
     try:
         return study()
@@ -160,8 +170,14 @@ def _drawn(trial: Any, config: PruneConfig) -> PruneConfig:
     return dataclasses.replace(config, seed=config.seed + trial.number, n_run=1, **drawn)
 
 
-def _stored_best(path: Path, made_of: dict[str, str]) -> tuple[dict[str, Any], torch.Tensor] | None:
-    """Return what an interrupted search found best.
+def _keep(path: Path, made_of: dict[str, str], header: dict[str, Any], tau: torch.Tensor) -> Best:
+    """Write the best mask so far, which a search that was interrupted goes on from."""
+    save_arrays(path, {"tau": tau.numpy()}, {"format": FORMAT, "version": VERSION, "made_of": made_of, **header})
+    return header, tau
+
+
+def _stored_best(path: Path, pruning: Pruning) -> Best | None:
+    """Return what an interrupted search found best; None if its file is absent or damaged.
 
     Raises:
         ConfigError: It was another search.
@@ -170,7 +186,23 @@ def _stored_best(path: Path, made_of: dict[str, str]) -> tuple[dict[str, Any], t
         return None
     try:
         header, arrays = load_arrays(path, FORMAT, VERSION)
-    except FormatError:
+    except FormatError as error:
+        pruning.say(str(error))
         return None
-    refuse_other(path, header.get("made_of", {}), made_of, what="search")
+    refuse_other(path, header.get("made_of", {}), pruning.unfinished.made_of, what="search")
     return header, torch.from_numpy(arrays["tau"].copy())
+
+
+def _learned_again(study: Any, path: Path, pruning: Pruning) -> Best | None:
+    """Learn the mask of the journal's best trial again; None if no trial there reached the target."""
+    if not _n_done(study) or study.best_value > 2 * len(pruning.values):
+        return None
+    trial = study.best_trial
+    pruning.say(f"{path} does not hold the mask of trial {trial.number + 1}, the best so far: it is learned again")
+    drawn = _drawn(trial, pruning.config)
+    learned = pruning.learn([drawn])
+    value, is_reached = _value(pruning, learned.tau[0])
+    if not is_reached:
+        return None
+    header = {"n_node": value, "trial": trial.number, "config": drawn.to_json(), "last": learned.history[0][-1]}
+    return _keep(path, pruning.unfinished.made_of, header, learned.tau[0])

@@ -20,6 +20,7 @@ from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import ConfigError, PruneError, TaskError
 from sparse_circuits.faithfulness.card import BIGRAM_SOLVABLE
 from sparse_circuits.faithfulness.controls import circuit_or_reason
+from sparse_circuits.faithfulness.subject import kept_circuit
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import deciding_pairs, example_pair, prune
@@ -56,9 +57,10 @@ def prune_all(
     Args:
         model: The model.
         out: Folder of the circuits, one a task, and of `summary.json`. Circuits that are there are kept, so a survey
-            that was interrupted goes on, and one of a task that the model does not quite solve can be put beside.
+            that was interrupted goes on, and one of a task that the model does not quite solve can be put beside. A
+            task whose circuit was cut for other prompts is skipped: they may be among those that it is measured on.
         config: How to prune.
-        names: Tasks; all of them if left out.
+        names: Tasks, by name or file; all of them if left out. A file's circuit lies in a folder of its stem.
         controls: Prune the nonsense tasks too, and the tasks in models that never learned them, with the same budget.
             One whose target can't be reached counts at the size of the whole model.
         corpus: For mined pairs.
@@ -78,7 +80,7 @@ def prune_all(
     for name in [*(names or BEHAVIOURS), *(CONTROLS if controls else ())]:
         try:
             task = make_task(name, model.tokenizer, seed=config.seed, corpus=corpus)
-            rows[name] = _row(model, task, out / name, config, progress)
+            rows[name] = _row(model, task, out / task.name, config, progress)
         except (TaskError, PruneError) as error:
             skipped[name] = str(error)
             say(progress, f"skipped {name}: {error}")
@@ -86,12 +88,10 @@ def prune_all(
         say(progress, f"{name}: {rows[name]['n_node']} nodes, {rows[name]['n_edge']} edges")
     real = [row for row in rows.values() if _counts(row)]
     nonsense = [row for row in rows.values() if row["is_control"]]
-    means = {key: geometric_mean([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
-    control_mean = geometric_mean([row["n_node"] for row in nonsense])
-    untrained = {}
-    if controls:
-        sizes = {name: row["n_node"] for name, row in rows.items() if _counts(row)}
-        untrained = {kind: _control_model(model, kind, sizes, out, config, progress) for kind in KINDS}
+    means = {key: mean_count([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
+    control_mean = mean_count([row["n_node"] for row in nonsense])
+    sizes, kinds = {name: row["n_node"] for name, row in rows.items() if _counts(row)}, KINDS if controls else ()
+    untrained = {kind: _control_model(model, kind, sizes, out, config, progress) for kind in kinds}
     summary = {
         "format": FORMAT,
         "version": VERSION,
@@ -167,8 +167,13 @@ def tasks_table(found: dict[str, Any]) -> str:
 
 
 def geometric_mean(values: Sequence[float]) -> float | None:
-    """Return exp of the mean logarithm, a zero counting as one; None of nothing."""
-    return math.exp(sum(math.log(max(v, 1)) for v in values) / len(values)) if values else None
+    """Return exp of the mean logarithm of positive values; None of nothing."""
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+
+
+def mean_count(counts: Sequence[int]) -> float | None:
+    """Return the geometric mean of counts, zero counting as one; None of nothing."""
+    return geometric_mean([max(count, 1) for count in counts])
 
 
 def _circuit(
@@ -178,13 +183,14 @@ def _circuit(
 
     Raises:
         PruneError: No size reaches the target, and the task is no control.
+        TaskError: The circuit that is there was cut for other prompts.
     """
     if task.is_control:
         found = circuit_or_reason(model, task, folder, config, progress)
         return None if isinstance(found, str) else found
-    return (
-        Circuit.load(folder, model) if is_done(folder) else prune(model, task, config, folder=folder, progress=progress)
-    )
+    if is_done(folder):
+        return kept_circuit(folder, model, task)
+    return prune(model, task, config, folder=folder, progress=progress)
 
 
 def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, progress: TextIO | None) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
 
     Raises:
         PruneError: The model does not solve the task, or no size reaches the target.
-        TaskError: A prompt exceeds the model's context.
+        TaskError: A prompt exceeds the model's context, or the circuit was cut for other prompts.
     """
     task.refuse_longer_than(model.config.n_ctx)
     select, test = task.split("select"), task.split("test")
@@ -265,17 +271,23 @@ def _control_model(
         progress: Where progress goes.
 
     Returns:
-        Nodes by task, the tasks whose target was reached, and the geometric mean of control over real.
+        Nodes by task (None where the target was not reached), the geometric mean of control over real, and the tasks
+        that were skipped, with the reason.
     """
     control = control_run(model, kind, out / f"{kind}-model", seed=config.seed)
-    n_all, found = sum(model.config.node_widths().values()), {}
+    n_all, found, skipped = sum(model.config.node_widths().values()), {}, {}
     for name in sizes:
         task = dataclasses.replace(make_task(name, model.tokenizer, seed=config.seed), is_control=True)
-        circuit = _circuit(control, task, out / f"{kind}-model" / "circuits" / name, config, progress)
+        try:
+            circuit = _circuit(control, task, out / f"{kind}-model" / "circuits" / task.name, config, progress)
+        except TaskError as error:
+            skipped[name] = str(error)
+            say(progress, f"skipped {name} in the {kind} model: {error}")
+            continue
         found[name] = None if circuit is None else circuit.n_node
         say(progress, f"{name} in the {kind} model: {found[name] or 'target not reached'}")
     ratio = geometric_mean([(n or n_all) / sizes[name] for name, n in found.items()])
-    return {"n_node": found, "ratio": ratio}
+    return {"n_node": found, "ratio": ratio, "skipped": skipped}
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -299,8 +311,7 @@ def table(summary: dict[str, Any]) -> str:
     for name in ("gradient", "integrated_gradients"):
         pairs = [row["size_by_ranking"] for row in summary["tasks"].values() if _counts(row) and row["is_reached"]]
         ratios = [sizes[name] / sizes["learned"] for sizes in pairs if sizes[name] and sizes["learned"]]
-        if ratios:
-            ratio = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        if ratio := geometric_mean(ratios):
             lines.append(f"nodes ranked by {name.replace('_', ' ')}: {ratio:.1f} times as many as by learned masks")
     means = summary["geometric_means"]
     if means["n_node"]:
@@ -320,4 +331,5 @@ def table(summary: dict[str, Any]) -> str:
             f"the same tasks in a model with {kind} weights: {n_reached} of {len(found['n_node'])} reach the target"
             + (f"; {found['ratio']:.1f} times the nodes" if found["ratio"] else "")
         )
+        lines += [f"skipped {name} in a model with {kind} weights: {told}" for name, told in found["skipped"].items()]
     return "\n".join(lines)

@@ -13,6 +13,9 @@ from sparse_circuits.refinement import Refining
 NAME = "unfinished.safetensors"
 """Name of the file."""
 
+NOT_IN_OLDER = ("command", "ablation")
+"""What files of before do not say of what they were made of."""
+
 FORMAT, VERSION = "sparse-circuits unfinished pruning", 1
 
 
@@ -21,7 +24,7 @@ class Unfinished:
 
     Args:
         folder: Where the circuit will lie; None keeps nothing.
-        made_of: Hashes of what decides the result, by name.
+        made_of: What decides the result, by name: hashes, and the command.
 
     Raises:
         ConfigError: The folder holds the beginning of another pruning.
@@ -96,7 +99,7 @@ def refuse_other(path: Path, held: dict[str, str], made_of: dict[str, str], *, w
 
     Args:
         path: The file that holds the beginning.
-        held: What that was made of: hashes by name.
+        held: What that was made of, by name.
         made_of: What this is made of.
         what: What was begun, for the message.
 
@@ -104,7 +107,7 @@ def refuse_other(path: Path, held: dict[str, str], made_of: dict[str, str], *, w
         ConfigError: They differ.
     """
     for name, made in made_of.items():
-        if held.get(name) != made:
+        if held.get(name, made if name in NOT_IN_OLDER else None) != made:
             raise ConfigError(
                 f"{path}: the {what} begun there has another {name}; repeat it as it was, name another folder, "
                 "or remove the file"

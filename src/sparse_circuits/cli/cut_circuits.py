@@ -113,7 +113,9 @@ def search(
     out: Out,
     config: Annotated[PruneConfig, tyro.conf.arg(name="")],
     n_trial: Annotated[int, tyro.conf.arg(help="Settings to try in all.")] = 32,
-    n_at_once: Annotated[int, tyro.conf.arg(help="Settings that are learned in one pass.")] = 8,
+    n_at_once: Annotated[
+        int, tyro.conf.arg(help="Settings that are drawn together, before any of them is judged.")
+    ] = 8,
     json: Json = False,
 ) -> None:
     """Search the pruner's settings for the smallest circuit, or go on with the search that OUT holds."""

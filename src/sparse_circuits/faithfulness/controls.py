@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from sparse_circuits.checkpoint import model_hash
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig, VerifyConfig
 from sparse_circuits.control_models import KINDS, control_run
 from sparse_circuits.errors import PruneError, SparseCircuitsError
 from sparse_circuits.faithfulness.intervals import Spread, geometric_mean_of
-from sparse_circuits.faithfulness.subject import Subject
+from sparse_circuits.faithfulness.subject import Subject, kept_circuit
 from sparse_circuits.files import is_done, read_json, sha256_of_json, write_json
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import prune
@@ -97,7 +98,7 @@ def controls(
     for name in list(CONTROLS)[: config.n_nonsense]:
         try:
             made = make_task(name, circuit.model.tokenizer, seed=task.seed, max_token=task.max_token)
-            add("nonsense", name, circuit.model, made, home / "nonsense" / name)
+            add("nonsense", name, circuit.model, made, home / "nonsense" / f"{name}-{made.hash[:8]}")
         except SparseCircuitsError as error:
             left_out[f"nonsense {name}"] = str(error)
     for kind in KINDS:
@@ -122,19 +123,23 @@ def circuit_or_reason(
 ) -> Circuit | str:
     """Return a circuit, the one that is there or a new one, or why no size reaches the target; the folder keeps either.
 
-    Why it was not reached with other settings is no answer, and is overwritten.
+    Why it was not reached with other settings, for other prompts or in another model is no answer, and is overwritten.
+
+    Raises:
+        TaskError: The circuit that is there was cut for other prompts.
     """
     unreached = folder / "unreached.json"
     if is_done(folder):
-        return Circuit.load(folder, model)
+        return kept_circuit(folder, model, task)
+    made_of = {"task_hash": task.hash, "model_hash": model_hash(model), "config": config.to_json()}
     if unreached.exists():
         held = read_json(unreached)
-        if held.get("config") == config.to_json():
+        if all(held.get(name) == made for name, made in made_of.items()):
             return held["reason"]
     try:
         circuit = prune(model, task, config, folder=folder, progress=progress)
     except PruneError as error:
-        write_json(unreached, {"task": task.name, "config": config.to_json(), "reason": str(error)})
+        write_json(unreached, {"task": task.name, **made_of, "reason": str(error)})
         return str(error)
     unreached.unlink(missing_ok=True)
     return circuit

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,7 @@ from sparse_circuits.candidates import Evaluator
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.errors import TaskError
 from sparse_circuits.faithfulness.intervals import A_LOSS, Estimate, estimate
+from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.scoring import calibrated, fit_calibration, fit_calibrations, logit_difference, pair_loss
 from sparse_circuits.taps import reading
@@ -109,12 +111,33 @@ def of_task(circuit: Circuit, task: Task, *, n_pair: int, n_split_pair: int | No
         bare = circuit.logit_difference(task.split("select"), calibrated=False)
         fitted = fit_calibration(bare, may_shift=not task.answers_vary)
         circuit = dataclasses.replace(circuit, calibration=fitted)
-    elif circuit.task["hash"] != task.hash:
-        raise TaskError(
-            f"the circuit was cut for {circuit.task['name']} with other prompts ({circuit.task['hash'][:12]}) than "
-            f"these of {task.name} ({task.hash[:12]}); make the task with the same tokenizer, seed and corpus"
-        )
+    _refuse_other_prompts(
+        circuit, task, where="the circuit", remedy="make the task with the same tokenizer, seed and corpus"
+    )
     return Subject(circuit=circuit, task=task, n_pair=n_pair, n_split_pair=n_split_pair)
+
+
+def kept_circuit(folder: Path, model: Transformer, task: Task) -> Circuit:
+    """Open a circuit that was cut out by an earlier call, if it is one of this task.
+
+    Raises:
+        TaskError: It was cut for other prompts, so that it may have been decided on those that are now its test.
+    """
+    circuit = Circuit.load(folder, model)
+    _refuse_other_prompts(
+        circuit, task, where=f"{folder}: the circuit there", remedy="name another folder or remove it"
+    )
+    return circuit
+
+
+def _refuse_other_prompts(circuit: Circuit, task: Task, *, where: str, remedy: str) -> None:
+    """Refuse a circuit that says that it was cut for other prompts; an imported one doesn't say."""
+    found = circuit.task["hash"]
+    if found and found not in (task.hash, task.former_hash):
+        raise TaskError(
+            f"{where} was cut for {circuit.task['name']} with other prompts ({found[:12]}) than "
+            f"these of {task.name} ({task.hash[:12]}); {remedy}"
+        )
 
 
 class Swapped:

@@ -13,7 +13,7 @@ from sparse_circuits.configs import PruneConfig, VerifyConfig
 from sparse_circuits.faithfulness.controls import circuit_or_reason
 from sparse_circuits.faithfulness.intervals import Spread, mean_of
 from sparse_circuits.faithfulness.selectivity import jaccard
-from sparse_circuits.faithfulness.subject import Subject
+from sparse_circuits.faithfulness.subject import Subject, kept_circuit
 from sparse_circuits.files import is_done, sha256_of_json
 from sparse_circuits.pruning import prune
 from sparse_circuits.scoring import r_squared, task_loss
@@ -113,10 +113,12 @@ def uniqueness(
         folder = home / f"seed-{seed}"
         if not is_done(folder):
             prune(circuit.model, task, prune_config, seed=seed, folder=folder, progress=progress)
-        others.append(compare(subject, Circuit.load(folder, circuit.model), seed))
+        others.append(compare(subject, kept_circuit(folder, circuit.model, task), seed))
     alone = dataclasses.replace(prune_config, necessity_coefficient=0.0, max_auroc=1.0)
     forbidden, exclusions = circuit.keep.clone(), []
     for number in range(config.n_exclusion):
+        if forbidden.all():
+            break
         on_step(f"pruning with {int(forbidden.sum())} nodes forbidden")
         names = (*prune_config.exclude, *circuit.space.names(forbidden))
         without = dataclasses.replace(alone, exclude=names)

@@ -91,7 +91,9 @@ def task_from_file(
     kept: list[TextPair] = []
     forms: list[str] = []
     dropped: dict[int, str] = {}
-    for line, row in read_rows(path).items():
+    rows = read_rows(path)
+    names_templates = any(row.get("template") for row in rows.values())
+    for line, row in rows.items():
         sides = tuple(
             Side(prompt=row[f"prompt_{x}"], answer=row[f"answer_{x}"], continuation=row.get(f"continuation_{x}") or "")
             for x in "ab"
@@ -128,7 +130,8 @@ def task_from_file(
         splits=splits,
         n_dropped=dict(accept.n_dropped),
         answers_vary=len(answers) > 1,
-        hash=hash_splits(splits),
+        hash=hash_splits(splits, named_templates=names_templates),
+        former_hash=hash_splits(splits) if names_templates else None,
         path=str(path.resolve()),
         max_token=max_token,
         dropped_rows=dropped,

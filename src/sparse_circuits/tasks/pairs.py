@@ -149,7 +149,11 @@ class Task:
     """Whether the answers differ from pair to pair; then calibration has no shift."""
 
     hash: str
-    """Of all tokens and answers but the mined ones, which depend on the corpus at hand."""
+    """Of all tokens and answers but the mined ones, which depend on the corpus at hand; of the templates too where a
+    file names them."""
+
+    former_hash: str | None = None
+    """The hash without the templates that a file names, by which circuits of before know the task."""
 
     max_token: int = MAX_TOKENS
     """Longer prompts were dropped."""
@@ -259,8 +263,18 @@ def collect(source: Iterator[TextPair], accept: PairFilter, *, n_pair: int, n_tr
     )
 
 
-def hash_splits(splits: dict[str, Pairs]) -> str:
-    """Hash everything that decides a task's numbers."""
+def hash_splits(splits: dict[str, Pairs], *, named_templates: bool = False) -> str:
+    """Hash everything that decides a task's numbers.
+
+    Args:
+        splits: Pairs by split.
+        named_templates: Whether somebody named the templates, which decide what stands for the whole and every
+            interval; those of a generated task follow from its code.
+    """
     return sha256_of_json(
-        {name: [p.tokens.tolist(), p.length.tolist(), p.answers.tolist()] for name, p in splits.items()}
+        {
+            name: [p.tokens.tolist(), p.length.tolist(), p.answers.tolist()]
+            + ([list(p.templates), list(p.levels)] if named_templates else [])
+            for name, p in splits.items()
+        }
     )

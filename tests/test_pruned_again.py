@@ -68,13 +68,12 @@ def test_what_missed_the_target_is_kept_for_the_same_settings_prompts_and_model_
         checks.circuit_or_reason(model, other_task, tmp_path, QUICK, None)
 
 
-def test_a_circuit_that_names_a_files_prompts_by_their_former_hash_is_still_one_of_them() -> None:
+def test_a_circuit_of_other_prompts_is_refused_where_prompts_are_chosen() -> None:
     model, task = hand_built_model(), hand_built_task()
     circuit = hand_built_circuit(model, task, NODES)
-    now = dataclasses.replace(task, hash="0" * 64, former_hash=task.hash)
-    assert of_task(circuit, now, n_pair=4).circuit is circuit
+    assert of_task(circuit, task, n_pair=4).circuit is circuit
     with pytest.raises(TaskError, match="with other prompts"):
-        of_task(circuit, dataclasses.replace(now, former_hash=None), n_pair=4)
+        of_task(circuit, dataclasses.replace(task, hash="0" * 64), n_pair=4)
 
 
 def test_circuits_that_share_all_their_nodes_do_nothing_without_them() -> None:

@@ -62,21 +62,6 @@ def test_what_was_begun_with_other_settings_is_refused_and_stays(tmp_path, monke
     assert (tmp_path / NAME).read_bytes() == before
 
 
-def test_an_older_file_that_says_less_of_what_it_was_made_of_is_gone_on_with(tmp_path, monkeypatch):
-    made_of = {}
-
-    def older(self, folder, now, *, init=Unfinished.__init__):
-        made_of.update(now)
-        init(self, folder, {name: now[name] for name in ("settings", "task", "model")})
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Unfinished, "__init__", older)
-        rounds = interrupted(tmp_path, monkeypatch, 1)
-    assert made_of["command"] == "prune"
-    circuit = prune(hand_built_model(), hand_built_task(), QUICK, folder=tmp_path)
-    assert circuit.removed[1:2] == rounds
-
-
 def test_what_was_begun_with_other_means_is_refused(tmp_path, monkeypatch):
     config, model = dataclasses.replace(QUICK, ablation="mean"), hand_built_model()
     n_node = sum(model.config.node_widths().values())

@@ -13,9 +13,6 @@ from sparse_circuits.refinement import Refining
 NAME = "unfinished.safetensors"
 """Name of the file."""
 
-NOT_IN_OLDER = ("command", "ablation")
-"""What files of before do not say of what they were made of."""
-
 FORMAT, VERSION = "sparse-circuits unfinished pruning", 1
 
 
@@ -107,7 +104,7 @@ def refuse_other(path: Path, held: dict[str, str], made_of: dict[str, str], *, w
         ConfigError: They differ.
     """
     for name, made in made_of.items():
-        if held.get(name, made if name in NOT_IN_OLDER else None) != made:
+        if held.get(name) != made:
             raise ConfigError(
                 f"{path}: the {what} begun there has another {name}; repeat it as it was, name another folder, "
                 "or remove the file"

@@ -133,7 +133,7 @@ def kept_circuit(folder: Path, model: Transformer, task: Task) -> Circuit:
 def _refuse_other_prompts(circuit: Circuit, task: Task, *, where: str, remedy: str) -> None:
     """Refuse a circuit that says that it was cut for other prompts; an imported one doesn't say."""
     found = circuit.task["hash"]
-    if found and found not in (task.hash, task.former_hash):
+    if found and found != task.hash:
         raise TaskError(
             f"{where} was cut for {circuit.task['name']} with other prompts ({found[:12]}) than "
             f"these of {task.name} ({task.hash[:12]}); {remedy}"

@@ -131,7 +131,6 @@ def task_from_file(
         n_dropped=dict(accept.n_dropped),
         answers_vary=len(answers) > 1,
         hash=hash_splits(splits, named_templates=names_templates),
-        former_hash=hash_splits(splits) if names_templates else None,
         path=str(path.resolve()),
         max_token=max_token,
         dropped_rows=dropped,

@@ -152,9 +152,6 @@ class Task:
     """Of all tokens and answers but the mined ones, which depend on the corpus at hand; of the templates too where a
     file names them."""
 
-    former_hash: str | None = None
-    """The hash without the templates that a file names, by which circuits of before know the task."""
-
     max_token: int = MAX_TOKENS
     """Longer prompts were dropped."""
 

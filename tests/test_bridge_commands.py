@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -185,6 +186,16 @@ def test_transfer_carries_a_circuit_of_this_sparse_model_alone(command, quick, r
     code, _, _ = command("transfer", quick, example("circuits/single_double_quote"))
     assert "cut from model" in str(code)
     assert "this is model" in str(code)
+
+
+@pytest.mark.parametrize("how", [["--quick"], ["--n-token", 256, "--batch-size", 2]])
+def test_a_corpus_that_is_named_takes_the_place_of_the_runs_own(command, runs, tmp_path, how):  # noqa: F811
+    alone = shutil.copytree(runs / "sparse", tmp_path / "alone/run")  # its corpus does not lie where it did
+    corpus = ["--corpus", run_of(runs / "sparse")[1].folder]
+    arguments = ["bridge", runs / "dense", "--sparse", alone, "--out", tmp_path / "b", "--n-ridge-token", 500, *how]
+    code, _, _ = command(*arguments, *corpus)
+    assert code == 0, code
+    assert (tmp_path / "b/DONE").exists()
 
 
 def test_models_of_other_depth_or_tokens_are_refused_by_the_command(command, runs, tmp_path):  # noqa: F811

@@ -159,8 +159,14 @@ def run_of(folder: Path) -> tuple[TrainConfig, Corpus]:
         FormatError: The corpus is no longer the one that the run was trained on.
     """
     path = folder / "config.json"
-    described = read_json(path, expect="sparse-circuits run")
-    corpus = Corpus(folder / described["corpus"]["path"])
-    if corpus.hash != described["corpus"]["hash"]:
+    named = read_json(path, expect="sparse-circuits run")["corpus"]
+    corpus = Corpus(folder / named["path"])
+    if corpus.hash != named["hash"]:
         raise FormatError(f"{corpus.folder}: not the corpus that {path} names; its hash differs")
-    return TrainConfig.from_json(described["train"], where=str(path)), corpus
+    return settings_of(folder), corpus
+
+
+def settings_of(folder: Path) -> TrainConfig:
+    """Return the settings of a run, whose corpus may be gone."""
+    path = folder / "config.json"
+    return TrainConfig.from_json(read_json(path, expect="sparse-circuits run")["train"], where=str(path))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from sparse_circuits.ablation import run_of
+from sparse_circuits.ablation import run_of, settings_of
 from sparse_circuits.configs import MatchConfig, PruneConfig, SparsityConfig, TrainConfig
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import ConfigError, FormatError
@@ -117,7 +117,7 @@ def _train_or_keep(folder: Path, config: TrainConfig, corpus: Corpus, progress: 
     if not is_done(folder):
         say(progress, f"dense, d_model {config.model.d_model}")
         train(config, corpus=corpus, out=folder, progress=progress)
-    elif run_of(folder)[0] != config:
+    elif settings_of(folder) != config:
         raise ConfigError(f"{folder} was trained with other settings, such as lr; name another folder or remove it")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparse_circuits import checkpoint
-from sparse_circuits.ablation import run_of
+from sparse_circuits.ablation import settings_of
 from sparse_circuits.bridges.maps import Bridge, Bridges, fill_bridges, refuse_other_tokens
 from sparse_circuits.bridges.objective import Losses, backward
 from sparse_circuits.bridges.residual import OwnModel, ResidualModel, as_residual, frozen, open_residual, path_of
@@ -102,7 +102,7 @@ def continued(sparse: Path, config: BridgeConfig) -> TrainConfig:
     """
     if not is_done(sparse):
         raise FormatError(f"{sparse}: not a finished run; train it to its end first")
-    run, _ = run_of(sparse)
+    run = settings_of(sparse)
     return dataclasses.replace(
         run,
         n_token=config.n_token,

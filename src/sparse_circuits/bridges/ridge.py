@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits.ablation import run_of
+from sparse_circuits.ablation import run_of, settings_of
 from sparse_circuits.bridges.maps import Bridge, Bridges, refuse_other_tokens, site_pairs
 from sparse_circuits.bridges.residual import (
     OwnModel,
@@ -186,12 +186,11 @@ def quick_bridge(config: BridgeConfig, *, dense: Path, sparse: Path | None, corp
     """
     if sparse is None:
         raise ConfigError("a quick bridge joins two finished models: name the sparse one, --sparse RUN")
-    train, own_corpus = run_of(sparse)
     return ridge_bridge(
         sparse=load(sparse),
         dense=open_residual(dense),
-        corpus=own_corpus if corpus is None else Corpus(corpus),
-        train=train,
+        corpus=run_of(sparse)[1] if corpus is None else Corpus(corpus),
+        train=settings_of(sparse),
         config=config,
         paths=(str(dense), str(sparse)),
     )

@@ -137,9 +137,10 @@ def draw_steering(found: dict[str, Any]) -> str:
 def draw_hybrids(found: dict[str, Any]) -> str:
     """Draw the KL of every single transition by site, trained and ridge, with the anchors as levels."""
     sites = [row["site"] for row in found["transitions"] if row["kind"] == found["bridge"] and row["to"] == "sparse"]
+    kl = [row["kl"] for row in found["transitions"]]
     chart = Chart(
         (min(sites), max(sites)),
-        (1e-2, 10.0),
+        (min(1e-2, max(1e-4, min(kl))), max(10.0, 1.1 * max(kl))),
         title="KL(dense ‖ hybrid) of a single transition",
         x_title="site of the sparse model",
     )

@@ -110,9 +110,9 @@ def test_filters_hide_edges_by_weight_nodes_by_effect_and_layers(opened, view):
 def test_the_address_keeps_the_state(opened, browser):
     opened.node("1.attn.v:12").click()
     opened.page.keyboard.press("]")
-    kept = parse_qs(urlsplit(opened.page.url).fragment)
-    assert kept["node"] == ["1.attn.v:12"]
-    again = Opened(browser, opened.page.url)
+    address = opened.page.evaluate("location.href")  # `page.url` hears of it later
+    assert parse_qs(urlsplit(address).fragment)["node"] == ["1.attn.v:12"]
+    again = Opened(browser, address)
     assert again.page.locator(".node-head code").inner_text() == "1.attn.v:12"
     assert "pair 2 of 4" in again.page.locator(".panel").inner_text()
     again.context.close()

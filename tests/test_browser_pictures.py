@@ -88,6 +88,17 @@ def test_a_folded_groups_line_says_that_its_weight_is_a_sum_and_has_the_colour_o
     assert width == pytest.approx(0.9 + 4.6 * sum(map(abs, values)) / max(map(abs, by)), abs=0.01)
 
 
+def test_what_is_told_of_a_node_goes_when_the_pointer_leaves_it_though_it_is_chosen(opened):
+    page, tip = opened.page, opened.page.locator(".tip").first
+    node = opened.node("1.attn.v:12")
+    node.click()
+    node.hover()
+    assert tip.is_visible()
+    page.locator("h1").first.hover()
+    assert tip.is_hidden()
+    assert page.locator(".node.chosen").count() == 1
+
+
 def test_a_circuit_of_many_edges_opens(browser, view, shown, tmp_path):
     weak = [{"source": f"0.mlp.post_act:{i}", "target": "1.attn.v:12", "weight": 0.001} for i in range(200_000)]
     many = view | {"edges": view["edges"] + weak}

@@ -27,7 +27,7 @@ export class Graph {
     this.picture.addEventListener("click", (event) => this.clicked(event));
     this.element.addEventListener("click", (event) => event.target === this.element && !this.camera.hasDragged && this.choose(null));
     this.picture.addEventListener("pointerover", (event) => this.hovered(event));
-    this.picture.addEventListener("pointerleave", () => this.highlight(this.state.node));
+    this.picture.addEventListener("pointerleave", () => this.unhovered());
     this.picture.addEventListener("focusin", (event) => this.focused(event));
     this.picture.addEventListener("keydown", (event) => this.key(event));
   }
@@ -217,7 +217,7 @@ export class Graph {
   hovered(event) {
     if (this.camera.fingers.size) return;
     const target = event.target.closest(".node, .link");
-    if (!target) return void this.highlight(this.state.node);
+    if (!target) return void this.unhovered();
     if (target.node) {
       this.highlight(target.node.name);
       this.showTip(this.toldOf(target.node), event);
@@ -226,6 +226,12 @@ export class Graph {
       const what = kind === "carry" ? "carried by the residual stream" : kind === "score" ? "multiplied in the head's score" : n > 1 ? `${n} weights, ${signed(weight)} in sum` : `weight ${signed(weight)}`;
       this.showTip(`${this.nameOf(source)} → ${this.nameOf(end)}: ${what}`, event);
     }
+  }
+
+  /** The pointer is on nothing: what is chosen shows alone, without words at a place that the pointer has left. */
+  unhovered() {
+    this.highlight(this.state.node);
+    this.tip.hidden = true;
   }
 
   nameOf(name) {

@@ -1,14 +1,23 @@
-"""A real browser for the tests: Debian's Chromium driven by Playwright's Python package."""
+"""A real browser for the tests, Debian's Chromium driven by Playwright's Python package, and a page opened in it."""
 
 import contextlib
+import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from sparse_circuits.viewer.page import front_end, styles
+import sparse_circuits as sc
+from sparse_circuits.tasks.sampling import SplitSizes
+from sparse_circuits.viewer.data import view_model
+from sparse_circuits.viewer.page import front_end, styles, write_page
 from sparse_circuits.viewer.widget import ADAPTER
+
+FOLDER = "circuits/single_double_quote"
+SIZES = SplitSizes(fit=8, select=24, test=24, hard=8)
+"""A task that is drawn at once; the page shows a few pairs anyway."""
 
 
 def chromium_path():
@@ -52,6 +61,25 @@ class Opened:
         return self.page.locator(f'.node[data-name="{name}"]')
 
 
+def exported(found, what):
+    """Return what the page writes when asked for a file."""
+    found.page.locator("summary", has_text="Export").click()
+    with found.page.expect_download() as download:
+        found.page.get_by_role("button", name=what, exact=True).click()
+    found.page.keyboard.press("Escape")
+    with open(download.value.path(), "rb") as file:  # noqa: PTH123
+        return file.read()
+
+
+def wait_until(page, expression: str) -> None:
+    """Ask the page until it says yes; a page that forbids `eval` can't be asked to wait by itself."""
+    for _ in range(600):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    pytest.fail(f"still not so after 30 seconds: {expression}")
+
+
 def front_end_parts(page, *names):
     """Bring functions and classes of the front end, which a page keeps to itself, to `window.parts`."""
     page.evaluate(
@@ -85,3 +113,40 @@ def widget_cells(page, view, *, n=1, is_shadow=False):
         [front_end() + ADAPTER, styles(), view, n, is_shadow],
     )
     page.locator("[data-ready]").nth(n - 1).wait_for()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, started once a file."""
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def circuit():
+    """The example's circuit."""
+    return sc.Circuit.load(sc.example(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def view(circuit):
+    """Its view-model, with a few pairs."""
+    task = sc.task("single_double_quote", circuit.model.tokenizer, seed=0, sizes=SIZES)
+    own = dataclasses.replace(circuit, task=circuit.task | {"hash": task.hash})
+    return json.loads(json.dumps(view_model(own, folder=sc.example(FOLDER), task=task, n_pair=4)))
+
+
+@pytest.fixture(scope="module")
+def url(view, tmp_path_factory):
+    """The address of its page."""
+    return write_page(view, tmp_path_factory.mktemp("page") / "page.html").as_uri()
+
+
+@pytest.fixture
+def opened(browser, url):
+    """The page, open; afterwards nothing may have gone wrong, or outwards."""
+    found = Opened(browser, url)
+    yield found
+    assert found.errors == []
+    assert [request for request in found.requests if not request.startswith(("file:", "data:", "blob:"))] == []
+    found.context.close()

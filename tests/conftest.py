@@ -1,13 +1,17 @@
-"""A small corpus that the tests share."""
+"""What the tests share: a small corpus, runs on it, the command line; the page in a browser is in `browser`."""
 
 import shutil
+import sys
 
 import pytest
 from release_models import CASES
 
+from sparse_circuits import cli
 from sparse_circuits.configs import CorpusConfig, ModelConfig, SparsityConfig, TrainConfig
 from sparse_circuits.corpus import shards
 from sparse_circuits.training import train
+
+pytest_plugins = ["browser"]
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +67,20 @@ def own_cache(tmp_path, monkeypatch):
 def release_folder(tmp_path):
     """A release folder of a small model, to be damaged."""
     return shutil.copytree(CASES[1], tmp_path / "release")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command line; return exit code (0 or the message), stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sparse-circuits", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from test_cli import command  # noqa: F401
 
 from sparse_circuits.ablation import run_of
 from sparse_circuits.bridges.maps import Bridge
@@ -47,7 +46,7 @@ def quick(runs):
     return runs / "quick"
 
 
-def test_bridge_starts_from_a_run_says_what_it_wrote_and_groups_of_hybrids_learn_the_same(command, runs, tmp_path):  # noqa: F811
+def test_bridge_starts_from_a_run_says_what_it_wrote_and_groups_of_hybrids_learn_the_same(command, runs, tmp_path):
     settings = ["--sparse", runs / "sparse", "--n-token", 6 * 2 * 64, "--batch-size", 2, "--n-ridge-token", 2_000]
     code, out, err = command("bridge", runs / "dense", "--out", tmp_path / "whole", *settings, "--json")
     assert code == 0, code
@@ -64,7 +63,7 @@ def test_bridge_starts_from_a_run_says_what_it_wrote_and_groups_of_hybrids_learn
     assert [r["loss"] for r in again] == pytest.approx([r["loss"] for r in whole], rel=1e-4)
 
 
-def test_a_quick_bridge_is_reported_as_such(command, runs, tmp_path):  # noqa: F811
+def test_a_quick_bridge_is_reported_as_such(command, runs, tmp_path):
     arguments = ["bridge", runs / "dense", "--quick", "--out", tmp_path / "q", "--n-ridge-token", 2_000]
     code, _, _ = command(*arguments)
     assert "name the sparse one, --sparse RUN" in str(code)
@@ -77,7 +76,7 @@ def test_a_quick_bridge_is_reported_as_such(command, runs, tmp_path):  # noqa: F
     assert "already holds a finished bridge" in str(code)  # said before anything is opened
 
 
-def test_hybrids_prints_every_transition_beside_its_anchors(command, quick, runs, tmp_path):  # noqa: F811
+def test_hybrids_prints_every_transition_beside_its_anchors(command, quick, runs, tmp_path):
     code, out, _ = command("hybrids", quick, "--n-token", 512, "--beside", runs / "sparse", "--out", tmp_path / "h")
     assert code == 0, code
     found = json.loads((tmp_path / "h/hybrids.json").read_text())
@@ -113,7 +112,7 @@ def test_held_out_text_keeps_its_shares_where_a_source_is_short():
     assert len(_some_windows(windows, 10_000)) == 15
 
 
-def test_steer_writes_a_table_a_picture_and_a_file(command, quick, tmp_path):  # noqa: F811
+def test_steer_writes_a_table_a_picture_and_a_file(command, quick, tmp_path):
     sizes = ["--n-pair", 8, "--n-null-pair", 1, "--n-null-row", 100, "--n-select-pair", 4, "--n-try", 2]
     sizes += [
         "--n-neutral-token",
@@ -139,7 +138,7 @@ def test_steer_writes_a_table_a_picture_and_a_file(command, quick, tmp_path):  #
     assert found["split"] == "test"
 
 
-def test_what_steer_refuses(command, quick, tmp_path):  # noqa: F811
+def test_what_steer_refuses(command, quick, tmp_path):
     steer = ["steer", quick, "single_double_quote", "--out", tmp_path / "s"]
     for arguments, message in (
         ([], "name a node with --node, or say --find"),
@@ -157,7 +156,7 @@ def test_what_steer_refuses(command, quick, tmp_path):  # noqa: F811
     assert not (tmp_path / "s").exists()
 
 
-def test_transfer_carries_a_circuit_of_this_sparse_model_alone(command, quick, runs, tmp_path):  # noqa: F811
+def test_transfer_carries_a_circuit_of_this_sparse_model_alone(command, quick, runs, tmp_path):
     model = load(runs / "sparse")
     keep = NodeSpace.of(model.config)
     chosen = torch.zeros(keep.n_node, dtype=torch.bool)
@@ -189,7 +188,7 @@ def test_transfer_carries_a_circuit_of_this_sparse_model_alone(command, quick, r
 
 
 @pytest.mark.parametrize("how", [["--quick"], ["--n-token", 256, "--batch-size", 2]])
-def test_a_corpus_that_is_named_takes_the_place_of_the_runs_own(command, runs, tmp_path, how):  # noqa: F811
+def test_a_corpus_that_is_named_takes_the_place_of_the_runs_own(command, runs, tmp_path, how):
     alone = shutil.copytree(runs / "sparse", tmp_path / "alone/run")  # its corpus does not lie where it did
     corpus = ["--corpus", run_of(runs / "sparse")[1].folder]
     arguments = ["bridge", runs / "dense", "--sparse", alone, "--out", tmp_path / "b", "--n-ridge-token", 500, *how]
@@ -198,7 +197,7 @@ def test_a_corpus_that_is_named_takes_the_place_of_the_runs_own(command, runs, t
     assert (tmp_path / "b/DONE").exists()
 
 
-def test_models_of_other_depth_or_tokens_are_refused_by_the_command(command, runs, tmp_path):  # noqa: F811
+def test_models_of_other_depth_or_tokens_are_refused_by_the_command(command, runs, tmp_path):
     corpus = ["--corpus", run_of(runs / "sparse")[1].folder]
     arguments = ["--out", tmp_path / "b", "--n-ridge-token", 500, *corpus]
     code, _, _ = command("bridge", example(), "--sparse", runs / "sparse", *arguments)
@@ -211,7 +210,7 @@ def test_models_of_other_depth_or_tokens_are_refused_by_the_command(command, run
     assert not (tmp_path / "b").exists()
 
 
-def test_a_bridge_whose_models_changed_is_refused_by_hash(command, quick, runs, tmp_path):  # noqa: F811
+def test_a_bridge_whose_models_changed_is_refused_by_hash(command, quick, runs, tmp_path):
     described = json.loads((quick / "bridge.json").read_text())
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -224,7 +223,7 @@ def test_a_bridge_whose_models_changed_is_refused_by_hash(command, quick, runs, 
     assert f"its dense model is {described['dense']['hash'][:12]}" in str(code)
 
 
-def test_a_bridge_file_that_lacks_a_field_or_has_another_kind_is_named(command, quick, tmp_path):  # noqa: F811
+def test_a_bridge_file_that_lacks_a_field_or_has_another_kind_is_named(command, quick, tmp_path):
     described = json.loads((quick / "bridge.json").read_text())
     for name, value, message in (
         ("rms", None, "rms is None, expected a list"),
@@ -238,7 +237,7 @@ def test_a_bridge_file_that_lacks_a_field_or_has_another_kind_is_named(command, 
         assert f"bridge.json: {message}" in str(code)
 
 
-def test_bridges_behind_the_last_sublayer_alone_have_no_node_to_steer_with(command, runs, tmp_path):  # noqa: F811
+def test_bridges_behind_the_last_sublayer_alone_have_no_node_to_steer_with(command, runs, tmp_path):
     settings = ["--sparse", runs / "sparse", "--quick", "--n-ridge-token", 500, "--sites", "2:2"]
     code, _, _ = command("bridge", runs / "dense", "--out", tmp_path / "b", *settings)
     assert code == 0, code
@@ -247,7 +246,7 @@ def test_bridges_behind_the_last_sublayer_alone_have_no_node_to_steer_with(comma
         assert "no bridge stands before a sublayer of both models (sites 2:2)" in str(code)
 
 
-def test_a_corpus_is_cut_into_a_given_tokenizers_tokens(command, runs, tmp_path):  # noqa: F811
+def test_a_corpus_is_cut_into_a_given_tokenizers_tokens(command, runs, tmp_path):
     tokenizer = runs / "dense/tokenizer.json"
     arguments = ["--sources", "idioms", "--max-token", 5_000, "--tokenizer", tokenizer]
     code, _, _ = command("corpus", "--out", tmp_path / "c", *arguments)

@@ -1,7 +1,6 @@
 """The page in a real browser: found, filtered, chosen, compared, grouped, exported, by mouse and by keyboard alone."""
 
 import csv
-import dataclasses
 import io
 import json
 import re
@@ -12,51 +11,14 @@ import networkx
 import numpy as np
 import pytest
 import torch
-from browser import Opened, chromium, widget_cells
+from browser import SIZES, Opened, exported, wait_until, widget_cells
 from live_server import live_server
 
 import sparse_circuits as sc
-from sparse_circuits.tasks.sampling import SplitSizes
 from sparse_circuits.viewer.data import view_model
 from sparse_circuits.viewer.page import write_page
 
-FOLDER = "circuits/single_double_quote"
-SIZES = SplitSizes(fit=8, select=24, test=24, hard=8)
-"""A task that is drawn at once; the page shows a few pairs anyway."""
-
 HOSTILE = '</script><img src=x onerror="window.ran=1">\u202e\x00\x1b'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def circuit():
-    return sc.Circuit.load(sc.example(FOLDER))
-
-
-@pytest.fixture(scope="module")
-def view(circuit):
-    task = sc.task("single_double_quote", circuit.model.tokenizer, seed=0, sizes=SIZES)
-    own = dataclasses.replace(circuit, task=circuit.task | {"hash": task.hash})
-    return json.loads(json.dumps(view_model(own, folder=sc.example(FOLDER), task=task, n_pair=4)))
-
-
-@pytest.fixture(scope="module")
-def url(view, tmp_path_factory):
-    return write_page(view, tmp_path_factory.mktemp("page") / "page.html").as_uri()
-
-
-@pytest.fixture
-def opened(browser, url):
-    found = Opened(browser, url)
-    yield found
-    assert found.errors == []
-    assert [request for request in found.requests if not request.startswith(("file:", "data:", "blob:"))] == []
-    found.context.close()
 
 
 def named(found):
@@ -163,15 +125,6 @@ def test_zoom_pan_and_fit_move_the_picture(opened):
     assert page.locator(".picture").bounding_box()["x"] == pytest.approx(at + 80, abs=2)
     page.keyboard.press("f")
     assert width() == pytest.approx(before, rel=0.01)
-
-
-def exported(found, what):
-    found.page.locator("summary", has_text="Export").click()
-    with found.page.expect_download() as download:
-        found.page.get_by_role("button", name=what, exact=True).click()
-    found.page.keyboard.press("Escape")
-    with open(download.value.path(), "rb") as file:  # noqa: PTH123
-        return file.read()
 
 
 def test_exports_hold_the_whole_circuit(opened, view):
@@ -327,15 +280,6 @@ def test_no_serious_finding_of_the_accessibility_check(browser, url, size, theme
         assert found.page.evaluate("document.documentElement.scrollWidth") <= size[0]
         found.context.close()
     assert serious == []
-
-
-def wait_until(page, expression: str) -> None:
-    """Ask the page until it says yes; a page that forbids `eval` can't be asked to wait by itself."""
-    for _ in range(600):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    pytest.fail(f"still not so after 30 seconds: {expression}")
 
 
 def test_a_live_ablation_moves_the_probabilities_as_the_python_api_says(browser, circuit, tmp_path):

@@ -1,8 +1,5 @@
 """By keyboard and by ear in a real browser: where the focus is after each act, what Escape closes, what is told."""
 
-# ruff: noqa: F811 -- fixtures are asked for by their name
-from test_browser import browser, circuit, opened, url, view  # noqa: F401
-
 
 def active(page, what="textContent"):
     """Say what has the focus."""

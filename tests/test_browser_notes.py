@@ -1,13 +1,11 @@
 """Notes, pins and groups in a real browser: kept, told where two versions meet, and never lost."""
 
-# ruff: noqa: F811 -- fixtures are asked for by their name
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from browser import Opened, front_end_parts, widget_cells
+from browser import Opened, front_end_parts, wait_until, widget_cells
 from live_server import live_server
-from test_browser import browser, circuit, opened, url, view, wait_until  # noqa: F401
 
 from sparse_circuits.viewer.notes import read_notes
 from sparse_circuits.viewer.page import write_page

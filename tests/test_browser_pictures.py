@@ -1,9 +1,7 @@
 """Pictures in a real browser: folded groups, many edges, two circuits side by side, files."""
 
-# ruff: noqa: F811 -- fixtures are asked for by their name
 import pytest
-from browser import Opened, front_end_parts
-from test_browser import browser, circuit, exported, opened, url, view  # noqa: F401
+from browser import Opened, exported, front_end_parts
 
 import sparse_circuits as sc
 from sparse_circuits.viewer.data import view_model

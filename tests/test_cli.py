@@ -20,23 +20,6 @@ from sparse_circuits.model import Transformer
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command line; return exit code (0 or the message), stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sparse-circuits", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = stopped.code
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
-
-
-@pytest.fixture
 def settings_file(quick_run, tmp_path):
     quick_run.save(tmp_path / "run.json")
     return tmp_path / "run.json"

@@ -84,8 +84,7 @@ def search_settings(
     pruning = Pruning(model, task, config, folder=out, command="search", progress=progress)
     made_of = pruning.unfinished.made_of
     best = _stored_best(out / BEST, pruning)
-    named = sha256_of_json({name: made_of[name] for name in ("settings", "task", "model")})[:16]
-    study = _open(optuna, out, f"{task.name}, {named}", config.seed, progress)
+    study = _open(optuna, out, f"{task.name}, {sha256_of_json(made_of)[:16]}", config.seed, progress)
     best = best or _learned_again(study, out / BEST, pruning)
     while (n_done := _n_done(study)) < n_trial:
         trials = [study.ask() for _ in range(min(n_at_once, n_trial - n_done))]
@@ -167,7 +166,7 @@ def _drawn(trial: Any, config: PruneConfig) -> PruneConfig:
         drawn["necessity_coefficient"] = 0.0
     if config.count_coefficient is not None:
         drawn["count_coefficient"] = trial.suggest_float("count_coefficient", *COUNT_RANGE, log=True)
-    return dataclasses.replace(config, seed=config.seed + trial.number, n_run=1, **drawn)
+    return dataclasses.replace(config, seed=config.seed + trial.number, **drawn)
 
 
 def _keep(path: Path, made_of: dict[str, str], header: dict[str, Any], tau: torch.Tensor) -> Best:

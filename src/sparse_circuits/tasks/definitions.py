@@ -9,7 +9,7 @@ from sparse_circuits.tasks.pairs import Form, Side
 from sparse_circuits.tasks.sampling import Behaviour, Site
 
 UNASSIGNED = tuple(name for name in words.HELD_OUT_NAMES if name not in ("version", "address"))
-"""Names that no `self.x = x` has, in the idioms or in the standard library, which has these two."""
+"""Names that neither the idioms nor the standard library (Python 3.11 and 3.12) have in `self.x = x`."""
 
 
 class FinalKwarg(Behaviour):

@@ -15,6 +15,7 @@ from measuring import in_turn, parser, report, told
 from peers import release
 
 from sparse_circuits import kernels
+from sparse_circuits.kernels import cpu_products
 
 
 def scattered(x: torch.Tensor, n_keep: int) -> torch.Tensor:
@@ -32,6 +33,20 @@ def one_matrix(weight: torch.Tensor) -> SimpleNamespace:
         transformer=SimpleNamespace(wpe=nothing, wte=nothing),
         lm_head=nothing,
     )
+
+
+def both_ways(x: torch.Tensor, n_target: int, share: float) -> dict[str, Callable[[], object]]:
+    """Return three products by lists of nonzeros, whatever their share, and the three dense ones."""
+    x = (x * (torch.rand_like(x) < share)).requires_grad_()
+    grad = torch.randn(len(x), n_target) * (torch.rand(len(x), n_target) < share)
+    weight = torch.randn(n_target, x.shape[1], requires_grad=True)
+
+    def go(max_share: float) -> None:
+        before, cpu_products.MAX_SHARE = cpu_products.MAX_SHARE, max_share
+        torch.autograd.grad(kernels.linear(x, weight, None), (x, weight), grad)
+        cpu_products.MAX_SHARE = before
+
+    return {"ours": lambda: go(1.0), "dense": lambda: go(-1.0)}
 
 
 def cases(arguments) -> dict[str, tuple[dict[str, Callable[[], object]], int]]:
@@ -75,6 +90,9 @@ def cases(arguments) -> dict[str, tuple[dict[str, Callable[[], object]], int]]:
             found[f"product of {n_row} vectors, {n_target} × {n_source}, density {density:.3g}"] = (act, 0)
             act = {"ours": lambda w=w: kernels.pack(w)}
             found[f"packing {n_target} × {n_source}, density {density:.3g}"] = (act, 0)
+        for share in (0.25, 0.35, 0.5):
+            name = f"{n_row} vectors, whole {n_target} × {n_source}, forward and back, {share} of entries nonzero"
+            found[name] = (both_ways(x, n_target, share), 0)
     return found
 
 

@@ -83,26 +83,27 @@ set_tile, add_tile, set_row = _tile_product(adds=False), _tile_product(adds=True
 
 
 N_TOGETHER = 64
-"""Entries of a row that `sum_rows` adds up; its sums stay in registers."""
+"""Entries of a row that `add_rows` adds up; its sums stay in registers."""
 
 N_CHAIN = 2 if N_ROW == 8 else 1
 """Sums of every entry: eight registers' additions overlap, which are half of the sums with AVX-512."""
 
 
 @intrinsic
-def sum_rows(_context, first, factors, places, start, end, rows, out, out_at):
-    """out[:] = first + Σ factors[p] · rows[places[p], :] over start ≤ p < end, for rows of N_TOGETHER entries.
+def add_rows(_context, factors, places, start, end, rows, out, out_at):
+    """out[:] += Σ factors[p] · rows[places[p], :] over start ≤ p < end, for rows of N_TOGETHER entries.
 
-    `factors`, `rows` and `out` are flat float32 arrays, `places` is one of int32.
+    `factors`, `rows` and `out` are flat float32 arrays, `places` is one of int32. The sum is made before it is added:
+    sums over several calls round less so.
     """
-    signature = types.void(first, factors, places, int64, int64, rows, out, int64)
+    signature = types.void(factors, places, int64, int64, rows, out, int64)
 
     def generate(context, builder, signature, given):
-        first, factors, places, start, end, rows, out, out_at = given
-        factors, places, rows, out = (_start_of(context, builder, signature.args[i], given[i]) for i in (1, 2, 5, 6))
+        factors, places, start, end, rows, out, out_at = given
+        factors, places, rows, out = (_start_of(context, builder, signature.args[i], given[i]) for i in (0, 1, 4, 5))
         parts = [ir.Constant(ir.IntType(64), t) for t in range(0, N_TOGETHER, LANES)]
-        begun = [_everywhere(builder, first), *[ir.Constant(_VECTOR, [0.0] * LANES)] * (N_CHAIN - 1)]
-        chains = [[cgutils.alloca_once_value(builder, value) for _ in parts] for value in begun]
+        nothing = ir.Constant(_VECTOR, [0.0] * LANES)
+        chains = [[cgutils.alloca_once_value(builder, nothing) for _ in parts] for _ in range(N_CHAIN)]
 
         def add(place, sums):
             factor = _everywhere(builder, builder.load(builder.gep(factors, [place])))
@@ -120,11 +121,77 @@ def sum_rows(_context, first, factors, places, start, end, rows, out, out_at):
         with cgutils.for_range_slice(builder, whole, end, ir.Constant(start.type, 1)) as (place, _):
             add(place, chains[0])
         for part, *sums in zip(parts, *chains, strict=True):
-            total = builder.load(sums[0])
-            for other in sums[1:]:
+            target = _vector_at(builder, out, builder.add(out_at, part))
+            total = builder.load(target, align=4)
+            for other in sums:
                 total = builder.fadd(total, builder.load(other))
-            builder.store(total, _vector_at(builder, out, builder.add(out_at, part)), align=4)
+            builder.store(total, target, align=4)
         return context.get_dummy_value()
+
+    return signature, generate
+
+
+N_LISTED = 8
+"""Numbers that `list_nonzeros` looks at together."""
+
+NONZERO_PLACES = np.zeros((256, N_LISTED), dtype=np.uint8)
+"""For each pattern of bits the places of those that are set, then zeros."""
+
+for _pattern in range(256):
+    _set = [i for i in range(N_LISTED) if _pattern >> i & 1]
+    NONZERO_PLACES[_pattern, : len(_set)] = _set
+
+
+@intrinsic
+def list_nonzeros(_context, numbers, at, place, table, values, places, to):
+    """List the nonzeros among N_LISTED numbers of a flat float32 array, and return how many they are.
+
+    Args:
+        numbers: The array.
+        at: Where in it the first of these numbers is.
+        place: What that place is called in the list.
+        table: NONZERO_PLACES, flat.
+        values: A flat float32 array that the nonzeros are written to. It needs room for N_LISTED in any case, as has
+            `places`: what stands behind those that were found is anything.
+        places: A flat int32 array that their places are written to.
+        to: Where in both.
+    """
+    signature = int64(numbers, int64, int32, table, values, places, int64)
+
+    def generate(context, builder, signature, given):
+        numbers, at, place, table, values, places, to = given
+        numbers, table, values, places = (
+            _start_of(context, builder, signature.args[i], given[i]) for i in (0, 3, 4, 5)
+        )
+        first, values, places = builder.gep(numbers, [at]), builder.gep(values, [to]), builder.gep(places, [to])
+
+        def of(kind):
+            return ir.VectorType(kind, N_LISTED)
+
+        def everywhere(entry):
+            nothing = ir.Constant(of(entry.type), ir.Undefined)
+            one = builder.insert_element(nothing, entry, ir.Constant(ir.IntType(32), 0))
+            return builder.shuffle_vector(one, nothing, ir.Constant(of(ir.IntType(32)), [0] * N_LISTED))
+
+        vector = builder.load(builder.bitcast(first, of(ir.FloatType()).as_pointer()), align=4)
+        is_nonzero = builder.fcmp_unordered("!=", vector, ir.Constant(vector.type, [0.0] * N_LISTED))
+        pattern = builder.zext(builder.bitcast(is_nonzero, ir.IntType(N_LISTED)), ir.IntType(64))
+        row = builder.gep(table, [builder.mul(pattern, ir.Constant(pattern.type, N_LISTED))])
+        listed = builder.load(builder.bitcast(row, of(ir.IntType(8)).as_pointer()), align=1)
+        named = builder.add(builder.zext(listed, of(ir.IntType(32))), everywhere(place))
+        builder.store(named, builder.bitcast(places, named.type.as_pointer()), align=4)
+        n_found = builder.ctpop(pattern)
+
+        def copy(start, stop):
+            for i in range(start, stop):
+                index = ir.Constant(ir.IntType(64), i)
+                source = builder.zext(builder.load(builder.gep(row, [index])), ir.IntType(64))
+                builder.store(builder.load(builder.gep(first, [source])), builder.gep(values, [index]))
+
+        copy(0, N_LISTED // 2)
+        with builder.if_then(builder.icmp_signed(">", n_found, ir.Constant(n_found.type, N_LISTED // 2))):
+            copy(N_LISTED // 2, N_LISTED)
+        return n_found
 
     return signature, generate
 

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.kernels.compiled import MIN_PARALLEL, OnceDifferentiable, loops
+from sparse_circuits.kernels.cpu_products import weight_gradient
 from sparse_circuits.kernels.packed import PackedWeight
 
 _N_FEW = 16
@@ -88,10 +89,9 @@ class _PackedLinear(OnceDifferentiable):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
         (x,), grad = ctx.saved_tensors, grads[0].contiguous()
-        flat = grad.view(-1, grad.shape[-1])
         grad_x = _map(grad, transposed(ctx.weight), None) if ctx.needs_input_grad[0] else None
-        grad_bias = flat.sum(0) if ctx.needs_input_grad[2] else None
-        grad_dense = flat.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[3] else None
+        grad_bias = grad.view(-1, grad.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        grad_dense = weight_gradient(grad, x) if ctx.needs_input_grad[3] else None
         return grad_x, None, grad_bias, grad_dense
 
 

@@ -68,7 +68,10 @@ def gated_topk(
 def linear(
     x: Float[Tensor, "*batch source"], weight: Float[Tensor, "target source"], bias: Float[Tensor, " target"] | None
 ) -> Float[Tensor, "*batch target"]:
-    """Map vectors by a whole weight: x @ weight.T + bias."""
+    """Map vectors by a whole weight: x @ weight.T + bias.
+
+    What is not finite in a weight may be left out where `x` is zero, or may make NaN; so may it where a gradient is.
+    """
     return F.linear(x, weight, bias)
 
 

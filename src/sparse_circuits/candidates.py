@@ -14,7 +14,7 @@ from sparse_circuits.attribution import Dimmed
 from sparse_circuits.edges import EdgeSpace, source_values
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.scoring import calibrated, fit_calibrations, logit_difference, match_losses, pair_loss
+from sparse_circuits.scoring import Passage, calibrated, fit_calibrations, logit_difference, match_losses, pair_loss
 from sparse_circuits.taps import EdgeCut, cutting, replacing
 from sparse_circuits.tasks.pairs import Pairs
 
@@ -119,15 +119,16 @@ class Evaluator:
             return self._differences_alone(keep[0], base)[None]
         first = torch.zeros(len(keep), dtype=torch.long) if base is None else self._first_differences(keep, base)
         out, shared = torch.empty(len(keep), len(self.pairs), 2), []
-        for number, index in enumerate(self._parts):
-            part, streams = self.pairs.take(index), self._streams(base, number)
+        for number, (index, passage) in enumerate(self._passages):
+            streams = self._streams(base, number)
             if base is not None:
-                self._extend(streams, base, part, int(first.max()))
+                self._extend(streams, base, passage, int(first.max()))
             for site in first.unique().tolist():
                 for runs in (first == site).nonzero().flatten().split(N_SIDE_BY_SIDE):
+                    n_run = len(runs)
                     with self._applied(keep[runs]):
-                        found = logit_difference(self.model, part, n_run=len(runs), stream=(site, streams[site]))
-                    out[runs[:, None], index] = found
+                        x = passage.run(streams[site].repeat(n_run, 1, 1), site, n_run=n_run)
+                        out[runs[:, None], index] = passage.difference(x, n_run=n_run)
             shared.append(streams if self._remembers else [])
         if base is not None:
             self._remember({_key(base): shared})
@@ -160,7 +161,7 @@ class Evaluator:
         found = torch.zeros(len(self.pairs), 2, len(keep))
         n_weight = sum(math.prod(self.edges.shapes[name]) for name, ends in self.edges.ends.items() if len(ends))
         n_pair = max(1, N_MASK // max(1, 2 * n_weight))
-        for index in (some for part in self._parts for some in part.split(n_pair)):
+        for index in (some for whole, _ in self._passages for some in whole.split(n_pair)):
             part = self.pairs.take(index)
             mask = keep.float().expand(2 * len(part), -1).clone().requires_grad_()
             with self._dimmed(mask):
@@ -192,9 +193,10 @@ class Evaluator:
             yield
 
     @functools.cached_property
-    def _parts(self) -> tuple[Int[Tensor, " pair"], ...]:
-        """Pairs of alike length that go through the model together, longest first."""
-        return self.pairs.length.argsort(descending=True, stable=True).split(N_PAIR)
+    def _passages(self) -> list[tuple[Int[Tensor, " pair"], Passage]]:
+        """Pairs of alike length that go through the model together, longest first, with their places in the split."""
+        parts = self.pairs.length.argsort(descending=True, stable=True).split(N_PAIR)
+        return [(index, Passage.of(self.model, self.pairs.take(index))) for index in parts]
 
     @functools.cached_property
     def _known(self) -> dict[bytes, list[list[Tensor]]]:
@@ -211,15 +213,14 @@ class Evaluator:
         """Return what is known of a candidate's streams of one part; the first site's always is."""
         if keep is not None and _key(keep) in self._known:
             return self._known[_key(keep)][number]
-        return [self.model.embed(self.pairs.take(self._parts[number]).tokens.flatten(0, 1))]
+        return [self._passages[number][1].embed()]
 
-    def _extend(self, streams: list[Tensor], keep: Bool[Tensor, " item"], part: Pairs, site: int) -> None:
+    def _extend(self, streams: list[Tensor], keep: Bool[Tensor, " item"], passage: Passage, site: int) -> None:
         """Run a candidate's streams up to a site."""
         if len(streams) <= site:
             with self._applied(keep[None]):
                 for start in range(len(streams) - 1, site):
-                    at = (part.length - 1).repeat_interleave(2)
-                    streams.append(self.model.run(streams[start], start, start + 1, at=at))
+                    streams.append(passage.run(streams[start], start, start + 1))
 
     def _remember(self, known: dict[bytes, list[list[Tensor]]]) -> None:
         """Keep these streams, if they are few enough, and forget all others."""
@@ -231,13 +232,13 @@ class Evaluator:
         known = self._known.get(_key(keep))
         first = 0 if base is None else int(self._first_differences(keep[None], base))
         out, shared, own = torch.empty(len(self.pairs), 2), [], []
-        for number, index in enumerate(self._parts):
-            part, streams = self.pairs.take(index), self._streams(base, number)
+        for number, (index, passage) in enumerate(self._passages):
+            streams = self._streams(base, number)
             if known is None and base is not None:
-                self._extend(streams, base, part, first)
+                self._extend(streams, base, passage, first)
             mine = streams[: first + 1] if known is None else known[number]
-            self._extend(mine, keep, part, 2 * self.model.config.n_layer)
-            out[index] = logit_difference(self.model, part, stream=(len(mine) - 1, mine[-1]))[0]
+            self._extend(mine, keep, passage, 2 * self.model.config.n_layer)
+            out[index] = passage.difference(mine[-1])[0]
             shared.append(streams if self._remembers else [])
             own.append(mine if self._remembers else [])
         self._remember({_key(keep): own} if base is None else {_key(base): shared, _key(keep): own})

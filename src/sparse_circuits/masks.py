@@ -140,7 +140,7 @@ def _learn_together(
             chosen = [next(b) for b in batches]
             pairs = Pairs.join([run.fit.take(index) for run, index in zip(runs, chosen, strict=True)])
             with replacing(model, edits):
-                difference = logit_difference(model, pairs, n_run=1 + with_complement)
+                difference = logit_difference(model, pairs, n_run=1 + with_complement, n_group=len(runs))
             difference = difference.unflatten(1, (len(runs), -1))  # (circuit and complement, run, pair, 2)
             losses = _losses(calibration(difference[0]), targets, chosen)
             objective = losses.sum()

@@ -15,6 +15,7 @@ from sparse_circuits.decoding import Decoder, can_decode
 from sparse_circuits.errors import TapError
 from sparse_circuits.hooks import Hooked
 from sparse_circuits.layers import AbsTopK, Linear, Norm, Read
+from sparse_circuits.shared_prefixes import SharedPrefixes
 from sparse_circuits.taps import Tap
 from sparse_circuits.tokenizer import Tokenizer
 
@@ -41,22 +42,23 @@ class Attention(nn.Module):
         positions: Float[Tensor, "rows pos d_position"] | None,
         *,
         cache: "LayerCache | None",
-        at: Int[Tensor, " batch"] | None,
+        at: Int[Tensor, "batch query"] | None,
+        prompts: SharedPrefixes | None,
     ) -> Float[Tensor, "batch query d_model"]:
-        """Return what attention adds to the stream, at all positions or at one a row."""
+        """Return what attention adds to the stream, at all positions or at some of each row."""
         qkv = self.qkv(self.read(x, positions), around=self.read.act_in.after.constants())
         q, k, v = self._thinned_out(qkv.unflatten(-1, (3, -1)), at)
         if cache is not None:
             k, v = cache.append(k, v)
-        y = self.y(self._mix(q, k, v, at))
+        y = self.y(self._mix(q, k, v, at, prompts))
         if self.out.cut is None:
             return self.resid_delta(self.out(y))
         # A value that is cut off reaches the output as its mean, times the attention paid to positions.
-        ablated = self._mix(q, k, self.out.cut.ablated.expand_as(v), at)
+        ablated = self._mix(q, k, self.out.cut.ablated.expand_as(v), at, prompts)
         return self.resid_delta(self.out(y, ablated))
 
     def _thinned_out(
-        self, qkv: Float[Tensor, "batch pos 3 d_attn"], at: Int[Tensor, " batch"] | None
+        self, qkv: Float[Tensor, "batch pos 3 d_attn"], at: Int[Tensor, "batch query"] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Pass queries, keys and values through their sites: in one call, where AbsTopK is all that happens there."""
         sites = (self.q, self.k, self.v)
@@ -67,16 +69,26 @@ class Attention(nn.Module):
         q, k, v = qkv.unbind(-2)
         return self.q(q if at is None else at_position(q, at)), self.k(k), self.v(v)
 
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None) -> Float[Tensor, "batch query d_attn"]:
+    def _mix(
+        self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None, prompts: SharedPrefixes | None
+    ) -> Float[Tensor, "batch query d_attn"]:
+        rows = q.shape[:2]
+        if prompts is not None:
+            k, v = prompts.spread(k), prompts.spread(v)
+            q = prompts.spread(q) if at is None else q.flatten(0, 1)[:, None]
+            at = None if at is None else prompts.last_position.view(-1, 1)
         q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for x in (q, k, v))
         if at is None:
             mixed = kernels.sink_attention(q, k, v, self.sink)  # (batch, head, query, d_head)
         else:
-            score = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (batch, head, 1, pos)
-            is_later = torch.arange(k.shape[-2], device=k.device) > at[:, None]  # (batch, pos)
-            score = score.masked_fill(is_later[:, None, None], -torch.inf)
+            score = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (batch, head, query, pos)
+            is_later = torch.arange(k.shape[-2], device=k.device) > at[:, :, None]  # (batch, query, pos)
+            score = score.masked_fill(is_later[:, None], -torch.inf)
             mixed = kernels.softmax_with_sink(score, self.sink) @ v
-        return mixed.transpose(1, 2).flatten(2)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        if prompts is None:
+            return mixed
+        return prompts.gather(mixed) if at is None else mixed.view(*rows, -1)
 
 
 class MLP(nn.Module):
@@ -172,22 +184,25 @@ class Transformer(Hooked, nn.Module):
             else:
                 self.register_buffer("bigram", table)
 
-    def embed(self, tokens: Int[Tensor, "batch pos"], *, offset: int = 0) -> Float[Tensor, "batch pos d_model"]:
+    def embed(
+        self, tokens: Int[Tensor, "batch pos"], *, offset: int = 0, position: Int[Tensor, "batch pos"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
         """Return the stream before the first sublayer.
 
         Args:
             tokens: Token ids in [0, n_vocab).
             offset: Position of the first token; above 0 only behind a cache.
+            position: Position of each token, where they don't follow one another.
 
         Raises:
             ValueError: The tokens reach beyond n_ctx.
         """
-        stop = offset + tokens.shape[1]
+        stop = offset + tokens.shape[1] if position is None else int(position.max()) + 1
         if stop > self.config.n_ctx:
             raise ValueError(f"{stop} tokens exceed the model's context of {self.config.n_ctx}")
         x = self.token_embedding(tokens)
         if self.config.positions == "added":
-            x = x + self.position_embedding.weight[offset:stop]
+            x = x + self.position_embedding.weight[slice(offset, stop) if position is None else position]
         return x
 
     def run(
@@ -198,6 +213,7 @@ class Transformer(Hooked, nn.Module):
         *,
         cache: list[LayerCache] | None = None,
         at: Int[Tensor, " batch"] | None = None,
+        prompts: SharedPrefixes | None = None,
     ) -> Float[Tensor, "batch query d_model"]:
         """Run sublayers `start` to `stop` (attention of layer i is 2i, its MLP 2i + 1).
 
@@ -207,30 +223,38 @@ class Transformer(Hooked, nn.Module):
             stop: One past the last; None for all.
             cache: One `LayerCache` a layer, whose positions come before those of `x`; they grow.
             at: Position to keep in each row: the last layer's queries and MLP run there alone. None keeps all.
+            prompts: What `x` is the stream of, where rows are no single prompts; of each prompt the last position is
+                kept, as with `at`.
 
         Returns:
-            The stream at site `stop`; with `at`, one position a row once the last attention has run.
+            The stream at site `stop`; with `at`, one position a row once the last attention has run, with `prompts` one
+            a prompt, (row, prompt, d_model).
 
         Raises:
-            TapError: `at` is given, and an edit where it narrows looks at whole positions.
+            TapError: `at` is given, and an edit where it narrows looks at whole positions; or `prompts` are, and not
+                all that is in force acts on each token by itself (see `can_share_prefixes`).
         """
         stop = 2 * self.config.n_layer if stop is None else stop
         if at is not None:
             self._refuse_whole_position_edits()
-        positions = self._position_vectors(x, start, cache)
+        if prompts is not None and not self.can_share_prefixes():
+            raise TapError("an edit or a reader may tell prompts apart, whose tokens stand once; run them side by side")
+        narrow = prompts.last if prompts is not None else None if at is None else at[:, None]
+        positions = self._position_vectors(x, start, cache, prompts)
         for sublayer in range(start, stop):
             layer, is_mlp = divmod(sublayer, 2)
             block = cast(Block, self.blocks[layer])
-            narrowed = at if layer == self.config.n_layer - 1 else None
+            narrowed = narrow if layer == self.config.n_layer - 1 else None
             if not is_mlp:
                 x = block.resid_in(x)
-                delta = block.attn(x, positions, cache=cache[layer] if cache else None, at=narrowed)
+                delta = block.attn(x, positions, cache=cache[layer] if cache else None, at=narrowed, prompts=prompts)
                 if narrowed is not None:
                     x = at_position(x, narrowed)
                 x = block.after_attn(self._activate(x + delta))
             else:
                 if narrowed is not None and positions is not None:
-                    positions = self.position_embedding.weight[narrowed][:, None]  # (batch, 1, d_position)
+                    kept = narrowed if prompts is None else prompts.last_position
+                    positions = self.position_embedding.weight[kept]  # (batch, query, d_position)
                 x = block.after_mlp(self._activate(x + block.mlp(x, positions)))
         return x
 
@@ -252,7 +276,7 @@ class Transformer(Hooked, nn.Module):
         """
         if at is not None:
             tokens = tokens.gather(1, at[:, None])
-            x = x if x.shape[1] == 1 else at_position(x, at)
+            x = x if x.shape[1] == 1 else at_position(x, at[:, None])
         x = self.final_norm(self.final_resid(x))
         tied = self.token_embedding.weight if self.config.tied_unembedding else None
         has_bigram = self.config.bigram != "none"
@@ -350,6 +374,15 @@ class Transformer(Hooked, nn.Module):
             )
         }
 
+    def can_share_prefixes(self) -> bool:
+        """Say whether all that is in force acts on each token by itself, whatever its prompt and position.
+
+        Then what is computed of tokens that several prompts begin with is the same for all; see `SharedPrefixes`.
+        """
+        taps = self.taps().values()
+        is_read = any(tap.readers for tap in taps)
+        return not is_read and all(getattr(e, "acts_on_each_token", False) for tap in taps for e in tap.edits)
+
     def require_whole(self) -> None:
         """Refuse a packed model, where whole weights are needed, such as to look for edges in.
 
@@ -363,9 +396,13 @@ class Transformer(Hooked, nn.Module):
     def _activate(self, x: Tensor) -> Tensor:
         return x.relu() if self.config.residual_activation == "relu" else x
 
-    def _position_vectors(self, x: Tensor, start: int, cache: list[LayerCache] | None) -> Tensor | None:
+    def _position_vectors(
+        self, x: Tensor, start: int, cache: list[LayerCache] | None, prompts: SharedPrefixes | None
+    ) -> Tensor | None:
         if not self.config.has_concatenated_positions or start == 2 * self.config.n_layer:
             return None
+        if prompts is not None:
+            return self.position_embedding.weight[prompts.position]
         offset = cache[start // 2].n_pos if cache else 0
         if cache and start % 2 == 1:
             offset -= x.shape[1]  # the attention before this MLP has added them
@@ -381,9 +418,11 @@ class Transformer(Hooked, nn.Module):
                         raise TapError(f"the edit of {name} may look at whole positions; run without `at`")
 
 
-def at_position(x: Float[Tensor, "batch pos channel"], at: Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 channel"]:
-    """Take one position of each row."""
-    return x.gather(1, at[:, None, None].expand(-1, 1, x.shape[-1]))
+def at_position(
+    x: Float[Tensor, "batch pos channel"], at: Int[Tensor, "batch query"]
+) -> Float[Tensor, "batch query channel"]:
+    """Take some positions of each row."""
+    return x.gather(1, at[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
 def sinusoids(n_ctx: int, width: int) -> Float[Tensor, "n_ctx width"]:

@@ -4,10 +4,11 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.model import Transformer
+from sparse_circuits.shared_prefixes import SharedPrefixes
 from sparse_circuits.tasks.pairs import Pairs
 
 CHANCE = 0.6931471805599453
@@ -20,12 +21,60 @@ MIN_SCALE = 1e-3
 """Smallest: a scale is positive, so that answers can't be flipped for free."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Pairs on their way through a model: as one row of tokens where that is the same, else prompt beside prompt."""
+
+    model: Transformer
+    """With whatever edits are in force."""
+
+    pairs: Pairs
+    """The prompts."""
+
+    prompts: SharedPrefixes | None
+    """Where each prompt stands in the rows, if what the sides of a pair share stands once."""
+
+    @classmethod
+    def of(cls, model: Transformer, pairs: Pairs, *, n_group: int = 1) -> "Passage":
+        """Begin one.
+
+        Args:
+            model: With whatever edits are in force.
+            pairs: Prompts.
+            n_group: How many groups of as many pairs, one after the other, gates tell apart.
+        """
+        can_share = model.can_share_prefixes() and pairs.tokens.device.type == "cpu"
+        return cls(model=model, pairs=pairs, prompts=pairs.shared(n_group) if can_share else None)
+
+    def embed(self) -> Float[Tensor, "row token d_model"]:
+        """Return the stream before the first sublayer."""
+        if self.prompts is None:
+            return self.model.embed(self.pairs.tokens.flatten(0, 1))
+        return self.model.embed(self.prompts.tokens, position=self.prompts.position)
+
+    def run(
+        self, x: Float[Tensor, "row token d_model"], start: int, stop: int | None = None, *, n_run: int = 1
+    ) -> Float[Tensor, "row token d_model"]:
+        """Run sublayers, with the prompts `n_run` times one after the other; see `Transformer.run`."""
+        if self.prompts is None:
+            return self.model.run(x, start, stop, at=self._at.repeat(n_run))
+        return self.model.run(x, start, stop, prompts=self.prompts.repeat(n_run))
+
+    def difference(self, x: Float[Tensor, "row token d_model"], *, n_run: int = 1) -> Float[Tensor, "run pair 2"]:
+        """Return logit(answer of side 0) − logit(answer of side 1) after each prompt, from the stream at the end."""
+        tokens, answers = self.pairs.tokens.flatten(0, 1), self.pairs.answers.repeat_interleave(2, 0)
+        last = x if self.prompts is None else x.flatten(0, 1)[:, None]  # (run · pair · 2, 1, d_model)
+        at, vocab = self._at.repeat(n_run), answers.repeat(n_run, 1)
+        logits = self.model.unembed(last, tokens.repeat(n_run, 1), at=at, vocab=vocab)
+        return (logits[:, 0, 0] - logits[:, 0, 1]).unflatten(0, (n_run, len(self.pairs), 2))
+
+    @property
+    def _at(self) -> Int[Tensor, " prompt"]:
+        return (self.pairs.length - 1).repeat_interleave(2)
+
+
 def logit_difference(
-    model: Transformer,
-    pairs: Pairs,
-    *,
-    n_run: int = 1,
-    stream: tuple[int, Float[Tensor, "prompt pos d_model"]] | None = None,
+    model: Transformer, pairs: Pairs, *, n_run: int = 1, n_group: int = 1
 ) -> Float[Tensor, "run pair 2"]:
     """Return logit(answer of side 0) − logit(answer of side 1) after each prompt, in nats.
 
@@ -33,16 +82,10 @@ def logit_difference(
         model: With whatever edits are in force.
         pairs: Prompts.
         n_run: How many masks are applied side by side; all see the same prompts.
-        stream: A site and the residual stream there, where what comes before is the same for all runs.
+        n_group: How many groups of as many pairs, one after the other, masks tell apart as well.
     """
-    tokens = pairs.tokens.flatten(0, 1)
-    site, x = (0, model.embed(tokens)) if stream is None else stream
-    at = (pairs.length - 1).repeat_interleave(2).repeat(n_run)
-    vocab = pairs.answers.repeat_interleave(2, 0).repeat(n_run, 1)
-    x = model.run(x.repeat(n_run, 1, 1), site, at=at)
-    logits = model.unembed(x, tokens.repeat(n_run, 1), at=at, vocab=vocab)  # (run · pair · 2, 1, 2)
-    difference = logits[:, 0, 0] - logits[:, 0, 1]
-    return difference.unflatten(0, (n_run, len(pairs), 2))
+    passage = Passage.of(model, pairs, n_group=n_group)
+    return passage.difference(passage.run(passage.embed().repeat(n_run, 1, 1), 0, n_run=n_run), n_run=n_run)
 
 
 @torch.no_grad()

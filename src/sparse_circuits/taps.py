@@ -67,6 +67,7 @@ class Gate:
     """
 
     acts_at_each_position = True
+    acts_on_each_token = True
 
     def __init__(self, gate: Float[Tensor, "run channel"], ablated: Float[Tensor, "#run channel"]) -> None:
         self.gate, self.ablated = gate, ablated

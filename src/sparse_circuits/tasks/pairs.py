@@ -1,6 +1,7 @@
 """What a task is: pairs of prompts that differ minimally and call for different answers, in splits."""
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sparse_circuits.errors import TaskError
 from sparse_circuits.files import sha256_of_json
+from sparse_circuits.shared_prefixes import SharedPrefixes
 from sparse_circuits.tokenizer import Tokenizer
 
 Form = Literal["plain", "hard"]
@@ -93,6 +95,18 @@ class Pairs:
             templates=tuple(name for p in parts for name in p.templates),
             levels=tuple(level for p in parts for level in p.levels),
         )
+
+    def shared(self, n_row: int = 1) -> SharedPrefixes:
+        """Return the prompts in rows of tokens, equally many pairs in each."""
+        if n_row not in self._shared:
+            self._shared[n_row] = SharedPrefixes.of(
+                *(one.unflatten(0, (n_row, -1)) for one in (self.tokens, self.length))
+            )
+        return self._shared[n_row]
+
+    @functools.cached_property
+    def _shared(self) -> dict[int, SharedPrefixes]:
+        return {}
 
     def spread(self, n_pair: int) -> Int[Tensor, " chosen"]:
         """Return the places of `n_pair` pairs, or of all if there are fewer, that stand for the whole.

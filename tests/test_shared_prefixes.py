@@ -1,0 +1,139 @@
+"""What the sides of a pair begin with is computed once, and nothing else changes."""
+
+import dataclasses
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from random_models import BASE, CONFIGS, random_model
+
+from sparse_circuits.errors import TapError
+from sparse_circuits.nodes import NodeSpace
+from sparse_circuits.scoring import logit_difference
+from sparse_circuits.shared_prefixes import SharedPrefixes
+from sparse_circuits.taps import EdgeCut, Gate, cutting, reading, replacing
+from sparse_circuits.tasks.pairs import Pairs
+
+
+@st.composite
+def rows_of_pairs(draw, n_vocab=6, most=7):
+    n_row, n_pair, n_pos = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, most))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    tokens = torch.randint(n_vocab, (n_row, n_pair, 2, n_pos), generator=generator)
+    alike = torch.arange(n_pos) < torch.randint(n_pos + 1, (n_row, n_pair, 1), generator=generator)
+    tokens[:, :, 1] = torch.where(alike, tokens[:, :, 0], tokens[:, :, 1])
+    return tokens, torch.randint(1, n_pos + 1, (n_row, n_pair), generator=generator)
+
+
+def test_a_pair_worked_by_hand():
+    found = SharedPrefixes.of(torch.tensor([[[[5, 6, 7, 9], [5, 6, 8, 9]]]]), torch.tensor([[3]]))
+    assert found.tokens.tolist() == [[5, 6, 7, 8]]
+    assert found.position.tolist() == [[0, 1, 2, 2]]
+    assert found.index.tolist() == [[[0, 1, 2, 2], [0, 1, 3, 3]]]
+    assert found.last.tolist() == [[2, 3]]
+    assert found.last_position.tolist() == [[2, 2]]
+    assert found.first.tolist() == [[0, 1, 2, 6]]
+    assert found.n_token.tolist() == [4]
+    assert found.is_again.nonzero().tolist() == [[0, 1, 0], [0, 1, 1]]
+
+
+@given(rows_of_pairs())
+@settings(deadline=None)
+def test_every_prompt_is_found_again(given_rows):
+    tokens, length = given_rows
+    found = SharedPrefixes.of(tokens, length)
+    for row in range(len(tokens)):
+        prompts = tokens[row].flatten(0, 1)
+        distinct = set()
+        for prompt, n in enumerate(length[row].repeat_interleave(2).tolist()):
+            places = found.index[row, prompt, :n]
+            assert torch.equal(found.tokens[row, places], prompts[prompt, :n])
+            assert torch.equal(found.position[row, places], torch.arange(n))
+            assert found.last[row, prompt] == places[-1]
+            distinct |= {(prompt // 2, *prompts[prompt, : i + 1].tolist()) for i in range(n)}
+        assert len(set(found.index[row].flatten().tolist())) == len(distinct) <= found.tokens.shape[1]
+
+
+@given(rows_of_pairs(), st.integers(1, 2))
+@settings(deadline=None)
+def test_spreading_and_gathering_are_torchs_indexing_gradients_included(given_rows, n_copy):
+    tokens, length = given_rows
+    found = SharedPrefixes.of(tokens, length).repeat(n_copy)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*found.tokens.shape, 3, generator=generator, requires_grad=True)
+    n_row, n_prompt, n_pos = found.index.shape
+    is_real = torch.arange(n_pos) < (found.last_position + 1)[..., None]  # (row, prompt, pos)
+    # Beyond a prompt's end nothing depends on what stands there, so no gradient comes back from there.
+    weight = torch.randn(n_row, n_prompt, n_pos, 3, generator=generator) * is_real[..., None]
+    plain = x[torch.arange(n_row)[:, None, None], found.index]
+    spread = found.spread(x)
+    assert torch.equal(spread, plain.flatten(0, 1))
+    by_spread, by_plain = (torch.autograd.grad((one * weight.view_as(one)).sum(), x)[0] for one in (spread, plain))
+    torch.testing.assert_close(by_spread, by_plain)
+
+    y = spread.detach().clone().requires_grad_()
+    gathered = found.gather(y)
+    used = torch.zeros(*found.tokens.shape, dtype=torch.bool)
+    used[torch.arange(n_row)[:, None, None], found.index] = True
+    assert torch.equal(gathered[used], x[used])
+    grad = torch.randn(gathered.shape, generator=generator) * used[..., None]
+    (back,) = torch.autograd.grad(gathered, y, grad)
+    torch.testing.assert_close(back.sum((0, 1)), grad.sum((0, 1)))
+    assert torch.equal(
+        back.view(n_row, -1, 3).gather(1, found.first[..., None].expand(-1, -1, 3)) * used[..., None], grad
+    )
+
+
+def pairs_of(given_rows):
+    tokens, length = (one.flatten(0, 1) for one in given_rows)
+    answers = torch.tensor([[0, 1]]).repeat(len(length), 1)
+    return Pairs(
+        tokens=tokens, length=length, answers=answers, templates=("t",) * len(length), levels=("i",) * len(length)
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@settings(deadline=None, max_examples=25)
+@given(rows_of_pairs(), st.integers(1, 2), st.integers(0, 99))
+def test_answers_and_gates_gradients_are_those_of_prompts_side_by_side(config, given_rows, n_run, seed):
+    model = random_model(config)
+    model.requires_grad_(False)
+    pairs, n_group, space = pairs_of(given_rows), len(given_rows[0]), NodeSpace.of(model.config)
+    generator = torch.Generator().manual_seed(seed)
+    kept = (torch.rand(n_run * n_group, space.n_node, generator=generator) < 0.7).float()
+    values = space.split(torch.randn(n_run * n_group, space.n_node, generator=generator))
+    weight = torch.randn(n_run, len(pairs), 2, generator=generator)
+    weights = {name: linear.weight for name, linear in model.linears().items()}
+    cuts = {name: torch.rand(len(kept), *w.shape, generator=generator) < 0.8 for name, w in weights.items()}
+    source = {name: torch.randn(w.shape[1], generator=generator) for name, w in weights.items()}
+    found = []
+    for shares in (True, False):
+        gates = kept.clone().requires_grad_()
+        edits = {name: Gate(gate, values[name]) for name, gate in space.split(gates).items()}
+        unlike = {} if shares else {"0.resid_in": lambda x: x}  # an edit that might do anything
+        with cutting(model, {n: EdgeCut(c, source[n]) for n, c in cuts.items()}), replacing(model, edits | unlike):
+            assert model.can_share_prefixes() == shares
+            difference = logit_difference(model, pairs, n_run=n_run, n_group=n_group)
+        found.append((difference.detach(), torch.autograd.grad((difference * weight).sum(), gates)[0]))
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_edits_and_readers_that_may_tell_prompts_apart_are_refused():
+    model = random_model()
+    pairs = pairs_of((torch.tensor([[[[1, 2, 3], [1, 2, 4]]]]), torch.tensor([[3]])))
+    prompts = pairs.shared()
+    x = model.embed(prompts.tokens, position=prompts.position)
+    with reading(model, "0.mlp.act_in"), pytest.raises(TapError, match="run them side by side"):
+        model.run(x, prompts=prompts)
+    with replacing(model, {"0.mlp.act_in": torch.zeros_like}), pytest.raises(TapError, match="side by side"):
+        model.run(x, prompts=prompts)
+
+
+def test_a_context_holds_the_longest_prompt_and_not_the_row():
+    model = random_model(dataclasses.replace(BASE, n_ctx=4))
+    tokens = torch.randint(4, (1, 3, 2, 4), generator=torch.Generator().manual_seed(0))
+    logit_difference(model, pairs_of((tokens, torch.full((1, 3), 4))))
+    with pytest.raises(ValueError, match="5 tokens exceed"):
+        logit_difference(model, pairs_of((torch.zeros(1, 1, 2, 5, dtype=torch.long), torch.full((1, 1), 5))))

@@ -45,6 +45,17 @@ def test_every_shape_is_the_references_in_double_precision(batch, head, pos, d, 
     assert_alike([x.double() for x in found], exact, 5e-6)
 
 
+@given(st.integers(0, 70), st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_queries_without_a_gradient_are_passed_over_and_nothing_else_changes(n_without, seed):
+    q, k, v, grad, sink = drawn((2, 2, 70, 16), seed)
+    grad[0, :, :n_without] = 0
+    grad[1, 1, n_without:] = 0
+    exact = outputs_and_gradients(reference.sink_attention, *(x.double() for x in (q, k, v, grad, sink)))
+    found = outputs_and_gradients(cpu_attention.sink_attention, q, k, v, grad, sink)
+    assert_alike([x.double() for x in found], exact, 5e-6)
+
+
 @pytest.mark.parametrize("kind", ["zero", "tied", "large", "tiny", "constant"])
 @pytest.mark.parametrize("has_sink", [True, False])
 def test_odd_input_is_the_references(kind, has_sink):

@@ -233,6 +233,15 @@ def _weigh(score, by_score, height, first, n_query, highest, shrink, mean):
                 row[j] = ZERO
 
 
+@numba.njit(cache=True)
+def _is_zero(numbers, at, n):
+    """Say whether n numbers are all zero; a NaN is not."""
+    n_other = np.uint32(0)
+    for i in range(at, at + n):
+        n_other += np.uint32(numbers[i] != 0)
+    return n_other == 0
+
+
 @numba.njit(
     void(
         *(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS),
@@ -244,7 +253,8 @@ def _weigh(score, by_score, height, first, n_query, highest, shrink, mean):
 def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, highest, shrink, mean, by_q, by_k, by_v, d):
     """Fill the gradients of q, k and v (batch, pos, head, d), and the mean of each query's (batch, head, pos).
 
-    The mean is that of its shares' gradients, weighted with the shares.
+    The mean is that of its shares' gradients, weighted with the shares. Queries to whose output no gradient comes back
+    are passed over.
     """
     n_batch, n_head, n_pos = highest.shape
     width, height = _whole(d), _whole(n_pos)
@@ -266,13 +276,17 @@ def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, highest, shri
             sum_v[:] = ZERO
             for first in range(0, height, N_QUERY):
                 n_key, n_query = first + N_QUERY, min(N_QUERY, n_pos - first)
+                at = ((b * n_pos + first) * n_head + h) * d
+                if _is_zero(pulls, first * width, n_query * width):
+                    _copy(pulls, first * width, width, n_query, d, ZERO, by_q, at, n_head * d)
+                    mean[b, h, first : first + n_query] = ZERO
+                    continue
                 _score(queries, first, width, turned_keys, height, d, n_key, score)
                 _score(pulls, first, width, turned_values, height, d, n_key, by_score)
                 _weigh(score, by_score, height, first, n_query, highest[b, h], shrink[b, h], mean[b, h])
                 _mix(by_score, height, n_key, keys, width, mixed)
                 _collect(score, height, n_key, pulls, first, width, sum_v)
                 _collect(by_score, height, n_key, queries, first, width, sum_k)
-                at = ((b * n_pos + first) * n_head + h) * d
                 _copy(mixed, 0, width, n_query, d, _query_scale(d) * LN_2, by_q, at, n_head * d)
             at = (b * n_pos * n_head + h) * d
             _copy(sum_k, 0, width, n_pos, d, LN_2, by_k, at, n_head * d)

@@ -5,7 +5,8 @@ import numpy as np
 from numba import boolean, float32, int32, int64, prange, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
-from sparse_circuits.kernels._topk_numba import ROWS_AT_ONCE, measured, row_threshold
+from sparse_circuits.kernels._topk_numba import MAGNITUDE, ROWS_AT_ONCE, measured, row_threshold
+from sparse_circuits.kernels._vectors_numba import bits_of
 
 __all__ = ["backward", "forward", "set_threads"]
 
@@ -13,28 +14,45 @@ N_FEW = 8
 """Open gates up to which each one's rank is counted, in place of a search for the threshold."""
 
 
-@numba.njit(
-    int64(int32[::1], int32, float32[::1], float32[::1], float32[::1], float32[::1], boolean[::1]),
-    cache=True,
-)
-def _write(magnitudes, threshold, row, gate, offset, out, keep):
+@numba.njit(int32(float32), cache=True, inline="always")
+def magnitude(x):
+    """Return the bits of a magnitude, which are ordered as it is."""
+    return bits_of(x) & np.int32(MAGNITUDE)
+
+
+@numba.njit(int64(int32[::1], int32, float32[::1], float32[::1], float32[::1], float32[::1]), cache=True)
+def _write(magnitudes, threshold, row, gate, offset, out):
     """Write what is at or above the threshold, gated, and return how many those are."""
     n_kept = np.uint32(0)
     for i in range(row.size):
         is_kept = magnitudes[i] >= threshold
-        keep[i] = is_kept
         out[i] = (row[i] if is_kept else np.float32(0)) * gate[i] + offset[i]
         n_kept += np.uint32(is_kept)
     return int64(n_kept)
 
 
+@numba.njit(int64(int32[::1], int32, int64, float32[::1], float32[::1]), cache=True)
+def _drop_ties(magnitudes, threshold, n_extra, offset, out):
+    """Take back the last so many entries that are at the threshold; return from where on none at it is kept."""
+    i = out.size
+    while n_extra > 0:
+        i -= 1
+        if magnitudes[i] == threshold:
+            out[i] = offset[i]
+            n_extra -= 1
+    return i
+
+
 @numba.njit(
-    void(float32[::1], int64, int64, int64, float32[:, ::1], float32[:, ::1], float32[:, ::1], boolean[:, ::1]),
+    void(float32[::1], int64, int64, int64, float32[:, ::1], float32[:, ::1], float32[:, ::1], int32[::1], int64[::1]),
     cache=True,
     parallel=True,
 )
-def forward(x, stride, rows_of_run, n_keep, gate, offset, out, keep):
-    """Thin each row out and gate it; rows start `stride` apart in `x`."""
+def forward(x, stride, rows_of_run, n_keep, gate, offset, out, thresholds, ends):
+    """Thin each row out and gate it; rows start `stride` apart in `x`.
+
+    What was kept of a row are the magnitudes above its threshold, and those at it before its end.
+    """
     n_row, width = out.shape
     for block in prange(-(-n_row // ROWS_AT_ONCE)):
         magnitudes, guess = np.empty(width, dtype=np.int32), np.zeros(1)
@@ -46,25 +64,9 @@ def forward(x, stride, rows_of_run, n_keep, gate, offset, out, keep):
                 threshold = row_threshold(row, n_keep, magnitudes, guess)
             else:
                 magnitudes[:] = 0
-            n_extra = _write(magnitudes, threshold, row, gate[run], offset[run], out[r], keep[r]) - n_keep
-            i = width - 1
-            while n_extra > 0:  # ties at the threshold: the last ones go
-                if keep[r, i] and magnitudes[i] == threshold:
-                    keep[r, i] = False
-                    out[r, i] = offset[run, i]
-                    n_extra -= 1
-                i -= 1
-
-
-@numba.njit(int64(int32[::1], int32, float32[::1], float32[::1], float32[::1], float32[::1]), cache=True)
-def _write_alone(magnitudes, threshold, row, gate, offset, out):
-    """Do as `_write`, but for which were kept."""
-    n_kept = np.uint32(0)
-    for i in range(row.size):
-        is_kept = magnitudes[i] >= threshold
-        out[i] = (row[i] if is_kept else np.float32(0)) * gate[i] + offset[i]
-        n_kept += np.uint32(is_kept)
-    return int64(n_kept)
+            n_kept = _write(magnitudes, threshold, row, gate[run], offset[run], out[r])
+            thresholds[r] = threshold
+            ends[r] = _drop_ties(magnitudes, threshold, n_kept - n_keep, offset[run], out[r])
 
 
 @numba.njit(boolean(int32[::1], int64, int64), cache=True)
@@ -112,25 +114,25 @@ def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_fir
                 threshold = row_threshold(row, n_keep, magnitudes, guess)
             else:
                 magnitudes[:] = 0
-            n_extra = _write_alone(magnitudes, threshold, row, gate[run], offset[run], out[r]) - n_keep
-            i = width - 1
-            while n_extra > 0:
-                if magnitudes[i] == threshold:
-                    out[r, i] = offset[run, i]
-                    n_extra -= 1
-                i -= 1
+            n_kept = _write(magnitudes, threshold, row, gate[run], offset[run], out[r])
+            _drop_ties(magnitudes, threshold, n_kept - n_keep, offset[run], out[r])
 
 
 @numba.njit(
-    void(float32[::1], float32[::1], boolean[::1], float32[::1], float32[::1], float32[::1], float32[::1]),
+    void(float32[::1], float32[::1], int32, int64, float32[::1], float32[::1], float32[::1], float32[::1]),
     cache=True,
 )
-def _write_gradients(grad, row, keep, gate, value, grad_x, by_gate):
+def _write_gradients(grad, row, threshold, end, gate, value, grad_x, by_gate):
     # In one loop there are more pairs of arrays that might overlap than the compiler checks, so it would go one by one.
     for i in range(grad.size):
-        by_gate[i] += grad[i] * ((row[i] if keep[i] else np.float32(0)) - value[i])
+        is_kept = magnitude(row[i]) >= threshold
+        by_gate[i] += grad[i] * ((row[i] if is_kept else np.float32(0)) - value[i])
     for i in range(grad.size):
-        grad_x[i] = grad[i] * gate[i] if keep[i] else np.float32(0)
+        grad_x[i] = grad[i] * gate[i] if magnitude(row[i]) >= threshold else np.float32(0)
+    for i in range(end, grad.size):
+        if magnitude(row[i]) == threshold:
+            by_gate[i] -= grad[i] * row[i]
+            grad_x[i] = 0
 
 
 @numba.njit(
@@ -139,7 +141,8 @@ def _write_gradients(grad, row, keep, gate, value, grad_x, by_gate):
         float32[::1],
         int64,
         int64,
-        boolean[:, ::1],
+        int32[::1],
+        int64[::1],
         float32[:, ::1],
         float32[:, ::1],
         float32[:, ::1],
@@ -148,7 +151,7 @@ def _write_gradients(grad, row, keep, gate, value, grad_x, by_gate):
     cache=True,
     parallel=True,
 )
-def backward(grad, x, stride, rows_of_run, keep, gate, value, grad_x, by_gate):
+def backward(grad, x, stride, rows_of_run, thresholds, ends, gate, value, grad_x, by_gate):
     """Send the gradient to `x`, and add what each gate gets to `by_gate`, (run, part of its rows, channel)."""
     n_run, n_part, width = by_gate.shape
     part_size = -(-rows_of_run // n_part)
@@ -157,5 +160,5 @@ def backward(grad, x, stride, rows_of_run, keep, gate, value, grad_x, by_gate):
         start = run * rows_of_run
         for r in range(start + part * part_size, start + min(rows_of_run, (part + 1) * part_size)):
             row = x[r * stride : r * stride + width]
-            ablated = value[run % value.shape[0]]
-            _write_gradients(grad[r], row, keep[r], gate[run], ablated, grad_x[r], by_gate[run, part])
+            kept = (thresholds[r], ends[r], gate[run], value[run % value.shape[0]])
+            _write_gradients(grad[r], row, *kept, grad_x[r], by_gate[run, part])

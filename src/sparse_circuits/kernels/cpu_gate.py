@@ -45,18 +45,21 @@ class _GatedTopK(OnceDifferentiable):
     def forward(ctx: Any, x: Tensor, gate: Tensor, value: Tensor, n_keep: int) -> Tensor:
         rows = _in_rows(x)
         gate, value = gate.detach().contiguous(), value.detach().contiguous()
-        out, keep = x.new_empty(x.shape), torch.empty(rows.shape, dtype=torch.bool)
+        out = x.new_empty(x.shape)
+        thresholds, ends = torch.empty(len(rows), dtype=torch.int32), torch.empty(len(rows), dtype=torch.int64)
         offset = ((1 - gate) * value).numpy()
-        _threads().forward(*_memory(rows, len(gate)), n_keep, gate.numpy(), offset, _flat(out), keep.numpy())
-        ctx.save_for_backward(rows, gate, value, keep)
+        kept = (thresholds.numpy(), ends.numpy())
+        _threads().forward(*_memory(rows, len(gate)), n_keep, gate.numpy(), offset, _flat(out), *kept)
+        ctx.save_for_backward(rows, gate, value, thresholds, ends)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        rows, gate, value, keep = ctx.saved_tensors
+        rows, gate, value, thresholds, ends = ctx.saved_tensors
         grad = grads[0].contiguous()
         by_x, by_gate = torch.empty_like(grad), gate.new_zeros(len(gate), N_PART, gate.shape[-1])
-        arguments = (keep.numpy(), gate.numpy(), value.numpy(), _flat(by_x), by_gate.numpy())
+        kept = (thresholds.numpy(), ends.numpy())
+        arguments = (*kept, gate.numpy(), value.numpy(), _flat(by_x), by_gate.numpy())
         _threads().backward(_flat(grad), *_memory(rows, len(gate)), *arguments)
         by_value = None
         if ctx.needs_input_grad[2]:

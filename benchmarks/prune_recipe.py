@@ -4,7 +4,7 @@
 
 The published recipe (paper section 2.2, appendix A.2) minimises task loss + price · nodes at a fixed price, ranks nodes
 by their parameters, and bisects the number of nodes for the target; settings are drawn log-uniformly around its
-centres. Its words leave open whether scale and shift are fitted at every size that the bisection tries, which helps it,
+centres, and one that misses the target at a node less than the best so far is not bisected. Its words leave open whether scale and shift are fitted at every size that the bisection tries, which helps it,
 or once, after it; both are measured. Ours is `sc.prune` with its defaults, and once more for sufficiency alone, as the
 paper prunes; a third time it takes the best of four masks, refined from three starts, as theirs takes the best of many
 settings. Neither cuts edges here, and all decide at the same loss on the same pairs (no margin); the losses on `test`
@@ -82,19 +82,21 @@ def drawn(n_setting: int, n_step: int) -> list[PruneConfig]:
     return found
 
 
-def bisected(pruning: Pruning, tau: torch.Tensor, *, calibrates: bool) -> torch.Tensor | None:
-    """Return the mask whose size bisection ends at, as the paper finds it; None if all nodes miss the target."""
+def bisected(pruning: Pruning, tau: torch.Tensor, n_best: int, *, calibrates: bool) -> torch.Tensor | None:
+    """Return the mask whose size bisection ends at, as the paper finds it; None if that is not below `n_best`."""
 
     def is_reached(size: int) -> bool:
         keep = keep_top(tau, torch.tensor([size]))
         loss = pruning.evaluator.losses(keep) if calibrates else task_loss(pruning.evaluator.differences(keep))
         return float(loss) <= PUBLISHED.target_loss
 
-    low, high = 0, len(tau)
+    low, high = 0, n_best - 1
+    if high == 0 or not is_reached(high):
+        return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if is_reached(middle) else (middle, high)
-    return keep_top(tau, torch.tensor([high]))[0] if is_reached(high) else None
+    return keep_top(tau, torch.tensor([high]))[0]
 
 
 def test_loss(pruning: Pruning, keep: torch.Tensor) -> float:
@@ -136,12 +138,15 @@ def measure_published(model: sc.Transformer, task: Task, n_setting: int, n_step:
     row: dict = {}
     for label, calibrates in READINGS.items():
         start = time.monotonic()
-        found = [bisected(pruning, tau, calibrates=calibrates) for tau in learned.tau]
-        best = min((keep for keep in found if keep is not None), key=lambda keep: int(keep.sum()), default=None)
+        best, n_best, sizes = None, len(learned.tau[0]) + 1, []
+        for tau in learned.tau:
+            keep = bisected(pruning, tau, n_best, calibrates=calibrates)
+            best, n_best = (best, n_best) if keep is None else (keep, int(keep.sum()))
+            sizes.append(None if keep is None else n_best)
         assert best is not None, f"no setting reaches the target on {task.name}"
         row[label] = {
-            "n_node": int(best.sum()),
-            "sizes": [None if keep is None else int(keep.sum()) for keep in found],
+            "n_node": n_best,
+            "sizes": sizes,
             "test_loss": test_loss(pruning, best),
             "seconds": round(learning + time.monotonic() - start, 1),
         }

@@ -4,11 +4,12 @@
 
 The published recipe (paper section 2.2, appendix A.2) minimises task loss + price · nodes at a fixed price, ranks nodes
 by their parameters, and bisects the number of nodes for the target; settings are drawn log-uniformly around its
-centres, and one that misses the target at a node less than the best so far is not bisected. Its words leave open whether scale and shift are fitted at every size that the bisection tries, which helps it,
-or once, after it; both are measured. Ours is `sc.prune` with its defaults, and once more for sufficiency alone, as the
-paper prunes; a third time it takes the best of four masks, refined from three starts, as theirs takes the best of many
-settings. Neither cuts edges here, and all decide at the same loss on the same pairs (no margin); the losses on `test`
-stand beside. Writes benchmarks/results/prune_recipe-DATE-MACHINE.json after every task. What that file holds already is
+centres, and one that misses the target at a node less than the best so far is not bisected. Its words leave open
+whether scale and shift are fitted at every size that the bisection tries, which helps it, or once, after it; both are
+measured. Ours is `sc.prune` with its defaults, and once more for sufficiency alone, as the paper prunes; a third time
+it takes the best of four masks, refined from three starts, as theirs takes the best of many settings. Neither cuts
+edges here, and all decide at the same loss on the same pairs (no margin); the losses on `test` stand beside.
+Writes benchmarks/results/prune_recipe-DATE-MACHINE.json after every task. What that file holds already is
 not measured again.
 """
 

@@ -3,14 +3,16 @@
     python benchmarks/prune.py [--peer CHECKOUT] [--runs 8] [--steps 5] [--rounds 3] [--clock processor]
 
 CHECKOUT is jacobcd52/sparse_pretrain_public. The model has the demo's shape without positions, with random weights of
-its density; prompts are random tokens. Ours learns the runs side by side, once for sufficiency alone, as the
-replication does, and once with all that `sc.prune` learns by default (what the model can do without the circuit, which
-doubles the prompts). The replication's trainer has one run, whose step is timed once at the prompts' own length and
-once padded to 256 tokens, its default.
+its density. Prompts are the last tokens of those of single_double_quote, of which ours computes once what the two sides
+of a pair begin with; and once more random tokens, which begin alike nowhere. Ours learns the runs side by side, once for
+sufficiency alone, as the replication does, and once with all that `sc.prune` learns by default (what the model can do
+without the circuit, which doubles the prompts). The replication's trainer has one run, whose step is timed once at the
+prompts' own length and once padded to 256 tokens, its default.
 """
 
 import dataclasses
 import importlib
+import itertools
 import sys
 import types
 from pathlib import Path
@@ -22,12 +24,16 @@ from peers import require_file
 from prune_runs import SHAPES, pairs
 
 from sparse_circuits.configs import PruneConfig
+from sparse_circuits.corpus.idioms import documents
 from sparse_circuits.masks import MaskRun, learn_masks
 from sparse_circuits.memory import keep_freed_memory
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.presets import SMALL
 from sparse_circuits.sparsity import project_
+from sparse_circuits.tasks import task
+from sparse_circuits.tasks.pairs import Pairs
+from sparse_circuits.tokenizer import Tokenizer
 
 OURS = {"sufficiency alone": 0.0, "by default": PruneConfig().necessity_coefficient}
 """What ours learns: by the weight of what the model can do without the circuit."""
@@ -43,6 +49,23 @@ def model() -> Transformer:
             parameter.data.normal_(0, 0.1, generator=generator)
     project_(made, SMALL.sparsity.matrix_density, config=SMALL.sparsity)
     return made.eval()
+
+
+def task_pairs(n_pair: int, n_token: int) -> Pairs:
+    """Return the last tokens of a task's prompts that have as many; answers are as they are."""
+    tokenizer = Tokenizer.train(documents(4000, seed=0), SHAPE.n_vocab)
+    fit = task("single_double_quote", tokenizer, max_token=SHAPE.n_ctx).split("fit")
+    chosen = (fit.length >= n_token).nonzero().flatten()[: 4 * n_pair]
+    assert len(chosen) == 4 * n_pair, f"{len(chosen)} prompts of {n_token} tokens, {4 * n_pair} are needed"
+    places = fit.length[chosen, None, None] - n_token + torch.arange(n_token)
+    length = torch.full((len(chosen),), n_token)
+    return dataclasses.replace(
+        fit.take(chosen), tokens=fit.tokens[chosen].gather(2, places.expand(-1, 2, -1)), length=length
+    )
+
+
+PROMPTS = {"": task_pairs, "random tokens, ": pairs}
+"""By name, what prompts are."""
 
 
 def trainer(checkout: Path, tokens: torch.Tensor, n_pair: int, n_pos: int) -> Any:
@@ -100,8 +123,9 @@ def main() -> None:
     made = model()
     values = torch.zeros(NodeSpace.of(made.config).n_node)
     rows, results = [["steps × runs a second", "ours", "replication", "ratio", "padded to 256", "ratio"]], {}
-    for name, (n_pair, n_token) in SHAPES.items():
-        fit = pairs(n_pair, n_token)
+    for kind, size in itertools.product(PROMPTS, SHAPES):
+        n_pair, n_token = SHAPES[size]
+        name, fit = f"{kind}{size}", PROMPTS[kind](n_pair, n_token)
         config = PruneConfig(n_step=arguments.steps, n_pair=n_pair, count_coefficient=1e-9)
         actions, n_done = {}, {}
         for label, coefficient in OURS.items():

@@ -3,8 +3,8 @@
     python benchmarks/prune.py [--peer CHECKOUT] [--runs 8] [--steps 5] [--rounds 3] [--clock processor]
 
 CHECKOUT is jacobcd52/sparse_pretrain_public. The model has the demo's shape without positions, with random weights of
-its density. Prompts are the last tokens of those of single_double_quote, of which ours computes once what the two sides
-of a pair begin with; and once more random tokens, which begin alike nowhere. Ours learns the runs side by side, once for
+its density. Prompts are the last tokens of those of single_double_quote, of which ours computes once what the sides of
+a pair begin with; and once more random tokens, which begin alike nowhere. Ours learns the runs side by side, once for
 sufficiency alone, as the replication does, and once with all that `sc.prune` learns by default (what the model can do
 without the circuit, which doubles the prompts). The replication's trainer has one run, whose step is timed once at the
 prompts' own length and once padded to 256 tokens, its default.

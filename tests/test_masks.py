@@ -58,7 +58,6 @@ def test_products_with_the_nonzeros_alone_learn_the_same_masks(monkeypatch):
     values = torch.randn(NodeSpace.of(model.config).n_node)
     config = PruneConfig(n_step=6, n_pair=4, lr=0.05)
     learned, n_product = [], []
-    monkeypatch.setattr(sparse_products, "MIN_SIZE", 1)
     of_packed = kernels.packed_linear
     monkeypatch.setattr(
         kernels, "packed_linear", lambda *given, **more: n_product.append(1) or of_packed(*given, **more)

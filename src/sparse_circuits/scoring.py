@@ -21,6 +21,10 @@ MIN_SCALE = 1e-3
 """Smallest: a scale is positive, so that answers can't be flipped for free."""
 
 
+MOST_LEFT = 0.9
+"""Share of the tokens that sharing has to leave at most: laying prompts side by side takes time, too."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Passage:
     """Pairs on their way through a model: as one row of tokens where that is the same, else prompt beside prompt."""
@@ -43,8 +47,10 @@ class Passage:
             pairs: Prompts.
             n_group: How many groups of as many pairs, one after the other, gates tell apart.
         """
-        can_share = model.can_share_prefixes() and pairs.tokens.device.type == "cpu"
-        return cls(model=model, pairs=pairs, prompts=pairs.shared(n_group) if can_share else None)
+        prompts = pairs.shared(n_group) if model.can_share_prefixes() and pairs.tokens.device.type == "cpu" else None
+        if prompts is not None and prompts.tokens.numel() > MOST_LEFT * pairs.tokens.numel():
+            prompts = None
+        return cls(model=model, pairs=pairs, prompts=prompts)
 
     def embed(self) -> Float[Tensor, "row token d_model"]:
         """Return the stream before the first sublayer."""

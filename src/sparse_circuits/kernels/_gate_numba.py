@@ -5,8 +5,7 @@ import numpy as np
 from numba import boolean, float32, int32, int64, prange, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
-from sparse_circuits.kernels._topk_numba import MAGNITUDE, ROWS_AT_ONCE, measured, row_threshold
-from sparse_circuits.kernels._vectors_numba import bits_of
+from sparse_circuits.kernels._topk_numba import ROWS_AT_ONCE, magnitude, measured, row_threshold
 
 __all__ = ["backward", "forward", "set_threads"]
 
@@ -14,19 +13,13 @@ N_FEW = 8
 """Open gates up to which each one's rank is counted, in place of a search for the threshold."""
 
 
-@numba.njit(int32(float32), cache=True, inline="always")
-def magnitude(x):
-    """Return the bits of a magnitude, which are ordered as it is."""
-    return bits_of(x) & np.int32(MAGNITUDE)
-
-
 @numba.njit(int64(int32[::1], int32, float32[::1], float32[::1], float32[::1], float32[::1]), cache=True)
 def _write(magnitudes, threshold, row, gate, offset, out):
     """Write what is at or above the threshold, gated, and return how many those are."""
     n_kept = np.uint32(0)
     for i in range(row.size):
-        is_kept = magnitudes[i] >= threshold
-        out[i] = (row[i] if is_kept else np.float32(0)) * gate[i] + offset[i]
+        entry, is_kept = row[i], magnitudes[i] >= threshold
+        out[i] = (entry if is_kept else np.float32(0)) * gate[i] + offset[i]
         n_kept += np.uint32(is_kept)
     return int64(n_kept)
 
@@ -125,10 +118,11 @@ def forward_alone(x, stride, rows_of_run, n_keep, gate, offset, n_open, open_fir
 def _write_gradients(grad, row, threshold, end, gate, value, grad_x, by_gate):
     # In one loop there are more pairs of arrays that might overlap than the compiler checks, so it would go one by one.
     for i in range(grad.size):
-        is_kept = magnitude(row[i]) >= threshold
-        by_gate[i] += grad[i] * ((row[i] if is_kept else np.float32(0)) - value[i])
+        entry = row[i]
+        by_gate[i] += grad[i] * ((entry if magnitude(entry) >= threshold else np.float32(0)) - value[i])
     for i in range(grad.size):
-        grad_x[i] = grad[i] * gate[i] if magnitude(row[i]) >= threshold else np.float32(0)
+        passed = grad[i] * gate[i]
+        grad_x[i] = passed if magnitude(row[i]) >= threshold else np.float32(0)
     for i in range(end, grad.size):
         if magnitude(row[i]) == threshold:
             by_gate[i] -= grad[i] * row[i]

@@ -2,6 +2,8 @@
 
 The bits of a magnitude, read as an integer, are ordered like the magnitude, with NaN above infinity. So the k-th
 largest is found by counting how many are at or above a trial, without sorting or scattering.
+
+An entry that may be chosen is loaded first: one that is asked for on a condition alone is no part of a vector.
 """
 
 import numba
@@ -13,7 +15,7 @@ from sparse_circuits.kernels._vectors_numba import bits_of, value_of
 
 __all__ = ["abs_topk_row", "abs_topk_rows", "abs_topk_rows_parallel", "row_threshold", "set_threads", "where_kept"]
 
-MAGNITUDE = np.uint32(0x7FFFFFFF)
+MAGNITUDE = np.int32(0x7FFFFFFF)
 """All bits of a float32 but the sign."""
 
 INFINITY = np.int32(0x7F800000)
@@ -25,18 +27,22 @@ N_TRIAL = 12
 """Trials of the search by value; what it has not settled then, such as ties, is halved on the bits."""
 
 
-@numba.njit("UniTuple(float64, 3)(float32[::1], int32[::1])", cache=True, fastmath={"reassoc", "nsz"})
+@numba.njit(int32(float32), cache=True, inline="always")
+def magnitude(x):
+    """Return the bits of a magnitude, which are ordered as it is."""
+    return bits_of(x) & MAGNITUDE
+
+
+@numba.njit("Tuple((int32, float32))(float32[::1], int32[::1])", cache=True, fastmath={"reassoc", "nsz"})
 def measured(row, magnitudes):
-    """Write a row's magnitudes, as bits; return the largest (as bits), how many are above zero, and their sum."""
-    bits, values = row.view(np.uint32), magnitudes.view(np.float32)
-    for i in range(magnitudes.size):
-        magnitudes[i] = np.int32(bits[i] & MAGNITUDE)
-    largest, n_above, total = np.int32(0), np.uint32(0), np.float32(0)
-    for i in range(magnitudes.size):
+    """Write a row's magnitudes, as bits; return the largest (as bits), and their sum."""
+    for i in range(row.size):
+        magnitudes[i] = magnitude(row[i])
+    largest, total = np.int32(0), np.float32(0)
+    for i in range(row.size):
         largest = max(largest, magnitudes[i])
-        n_above += np.uint32(magnitudes[i] > 0)
-        total += values[i]
-    return float64(largest), float64(n_above), float64(total)
+        total += value_of(magnitudes[i])
+    return largest, total
 
 
 @numba.njit(uint32(int32[::1], int32), cache=True)
@@ -47,38 +53,49 @@ def _count(magnitudes, threshold):
     return n_above
 
 
+@numba.njit(int32(int32[::1], int32), cache=True)
+def _next_below(magnitudes, threshold):
+    """Return the largest magnitude below the threshold."""
+    found = np.int32(0)
+    for i in range(magnitudes.size):
+        found = max(found, magnitudes[i] if magnitudes[i] < threshold else np.int32(0))
+    return found
+
+
 @numba.njit(int32(float32[::1], int64, int32[::1], float64[::1]), cache=True, error_model="numpy")
 def row_threshold(row, n_keep, magnitudes, guess):
     """Write a row's magnitudes; return a t, as bits, that `n_keep` of them are at or above, or more if some are at it.
 
     The first trial is the mean times what it was times in the rows before (`guess`, one number that is kept up to date;
     0 if there were none), or what has the share in an exponential distribution. The next ones lie where the logarithm
-    of the count, between what is known, would be right. What is left is halved. No guess changes the result.
+    of the count, between what is known, would be right. A trial that finds one too few ends the search: the next
+    magnitude below is the one, so that trials aim between the two. What is left is halved. No guess changes the result.
     """
     size = row.size
-    largest, n_low, total = measured(row, magnitudes)
+    largest, total = measured(row, magnitudes)
+    n_low = float64(_count(magnitudes, np.int32(1)))
     if n_keep == 0:
-        return np.int32(0x7FFFFFFF)
+        return MAGNITUDE
     if n_low <= n_keep:
         return np.int32(0)
     low_bits, high_bits = 1, np.int64(largest) + 1  # at or above these are more than n_keep, and fewer
     if largest < INFINITY:
         low, high, n_high = 0.0, float64(value_of(np.int32(largest))), 0.5
-        mean = total / size
+        mean, aim = float64(total) / size, max(n_keep - 0.5, 0.5)
         if not guess[0] > 0:
             guess[0] = -np.log(n_keep / size)
         trial = min(guess[0] * mean, 0.9 * high)
         for i in range(N_TRIAL):
             bits = bits_of(np.float32(trial))
             n_above = float64(_count(magnitudes, bits))
-            if n_above == n_keep:
+            if n_above == n_keep or n_above == n_keep - 1:
                 guess[0] += 0.1 * (trial / mean - guess[0])
-                return bits
+                return bits if n_above == n_keep else _next_below(magnitudes, bits)
             if n_above > n_keep:
                 low, n_low, low_bits = trial, n_above, max(low_bits, int64(bits))
             else:
                 high, n_high, high_bits = trial, max(n_above, 0.5), min(high_bits, int64(bits))
-            share = (n_low - n_keep) * (n_low + n_high) / ((n_low - n_high) * (n_low + n_keep))
+            share = (n_low - aim) * (n_low + n_high) / ((n_low - n_high) * (n_low + aim))
             trial = low + (high - low) * (0.5 if i % 4 == 3 else min(max(share, 0.02), 0.98))
     while high_bits - low_bits > 1:
         middle = (low_bits + high_bits) // 2
@@ -97,8 +114,8 @@ def _write(magnitudes, threshold, row, out):
     """Write what is at or above the threshold, and return how many those are."""
     n_kept = np.uint32(0)
     for i in range(row.size):
-        is_kept = magnitudes[i] >= threshold
-        out[i] = row[i] if is_kept else np.float32(0)
+        entry, is_kept = row[i], magnitudes[i] >= threshold
+        out[i] = entry if is_kept else np.float32(0)
         n_kept += np.uint32(is_kept)
     return int64(n_kept)
 
@@ -108,9 +125,9 @@ def _write_and_mark(magnitudes, threshold, row, out, keep):
     """Do as `_write`, and mark them."""
     n_kept = np.uint32(0)
     for i in range(row.size):
-        is_kept = magnitudes[i] >= threshold
+        entry, is_kept = row[i], magnitudes[i] >= threshold
         keep[i] = is_kept
-        out[i] = row[i] if is_kept else np.float32(0)
+        out[i] = entry if is_kept else np.float32(0)
         n_kept += np.uint32(is_kept)
     return int64(n_kept)
 
@@ -159,4 +176,5 @@ def abs_topk_rows_parallel(rows, n_keep, out, keep):
 def where_kept(grad, keep, out):
     """Copy the kept entries, zero the others."""
     for i in prange(grad.size):
-        out[i] = grad[i] if keep[i] else np.float32(0)
+        entry = grad[i]
+        out[i] = entry if keep[i] else np.float32(0)

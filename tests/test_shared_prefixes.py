@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from random_models import BASE, CONFIGS, random_model
 
-from sparse_circuits import scoring
+from sparse_circuits import kernels, scoring
 from sparse_circuits.errors import TapError
+from sparse_circuits.kernels import reference
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.scoring import logit_difference
 from sparse_circuits.shared_prefixes import SharedPrefixes
@@ -41,6 +42,7 @@ def test_a_pair_worked_by_hand():
     assert found.last_position.tolist() == [[2, 2]]
     assert found.first.tolist() == [[0, 1, 2, 6]]
     assert found.n_token.tolist() == [4]
+    assert found.spans.tolist() == [[0, 2, 3, 3]]
     assert found.is_again.nonzero().tolist() == [[0, 1, 0], [0, 1, 1]]
 
 
@@ -63,7 +65,7 @@ def test_every_prompt_is_found_again(given_rows):
 
 @given(rows_of_pairs(), st.integers(1, 2))
 @settings(deadline=None)
-def test_spreading_and_gathering_are_torchs_indexing_gradients_included(given_rows, n_copy):
+def test_spreading_is_torchs_indexing_gradients_included(given_rows, n_copy):
     tokens, length = given_rows
     found = SharedPrefixes.of(tokens, length).repeat(n_copy)
     generator = torch.Generator().manual_seed(0)
@@ -77,18 +79,6 @@ def test_spreading_and_gathering_are_torchs_indexing_gradients_included(given_ro
     assert torch.equal(spread, plain.flatten(0, 1))
     by_spread, by_plain = (torch.autograd.grad((one * weight.view_as(one)).sum(), x)[0] for one in (spread, plain))
     torch.testing.assert_close(by_spread, by_plain)
-
-    y = spread.detach().clone().requires_grad_()
-    gathered = found.gather(y)
-    used = torch.zeros(*found.tokens.shape, dtype=torch.bool)
-    used[torch.arange(n_row)[:, None, None], found.index] = True
-    assert torch.equal(gathered[used], x[used])
-    grad = torch.randn(gathered.shape, generator=generator) * used[..., None]
-    (back,) = torch.autograd.grad(gathered, y, grad)
-    torch.testing.assert_close(back.sum((0, 1)), grad.sum((0, 1)))
-    assert torch.equal(
-        back.view(n_row, -1, 3).gather(1, found.first[..., None].expand(-1, -1, 3)) * used[..., None], grad
-    )
 
 
 def pairs_of(given_rows):
@@ -143,3 +133,47 @@ def test_a_context_holds_the_longest_prompt_and_not_the_row():
     logit_difference(model, pairs_of((tokens, torch.full((1, 3), 4))))
     with pytest.raises(ValueError, match="5 tokens exceed"):
         logit_difference(model, pairs_of((torch.zeros(1, 1, 2, 5, dtype=torch.long), torch.full((1, 1), 5))))
+
+
+@given(rows_of_pairs(most=40), st.integers(1, 2), st.integers(1, 20), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_attention_over_shared_prefixes_is_its_definition(given_rows, n_head, d, has_sink):
+    found = SharedPrefixes.of(*given_rows)
+    n_token, generator = found.tokens.numel(), torch.Generator().manual_seed(d)
+    q, k, v, grad = (torch.randn(n_token, n_head, d, generator=generator) for _ in range(4))
+    inputs = [q, k, v, *([torch.randn(n_head, generator=generator)] if has_sink else [])]
+    results = []
+    for attend, kind in ((kernels.shared_attention, torch.float32), (reference.shared_attention, torch.float64)):
+        leaves = [x.to(kind).requires_grad_() for x in inputs]
+        out = attend(*leaves[:3], leaves[3] if has_sink else None, found.spans)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, grad.to(kind))])
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=0, atol=5e-6 * max(1.0, float(exact.abs().max())))
+
+
+def test_attention_over_shared_prefixes_is_that_of_prompts_side_by_side():
+    tokens = torch.tensor([[[[1, 2, 3, 4], [1, 2, 5, 6]], [[1, 1, 1, 0], [2, 1, 1, 0]]]])
+    found = SharedPrefixes.of(tokens, torch.tensor([[4, 3]]))
+    assert found.spans.tolist() == [[0, 2, 4, 4], [6, 0, 9, 3]]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(12, 2, 3, generator=generator) for _ in range(3))
+    out = kernels.shared_attention(q, k, v, None, found.spans)
+    for prompt, length in zip(found.index[0], (4, 4, 3, 3), strict=True):
+        places = prompt[:length]
+        plain = reference.sink_attention(*(x[places].transpose(0, 1)[None] for x in (q, k, v)), None)[0].transpose(0, 1)
+        torch.testing.assert_close(out[places], plain)
+
+
+def test_what_is_not_finite_in_one_pair_stays_there():
+    spans = SharedPrefixes.of(torch.tensor([[[[1, 2], [1, 3]], [[1, 2], [1, 3]]]]), torch.tensor([[2, 2]])).spans
+    q, k, v = (torch.randn(6, 1, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    v[2] = torch.nan
+    out = kernels.shared_attention(q, k, v, None, spans)
+    assert out.isnan().any(-1).any(-1).tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("spans", [[[0, 2, 3, 4]], [[0, 5, 4, 4]], [[-1, 0, 2, 2]]])
+def test_spans_that_reach_too_far_are_refused_before_memory_is_read(spans):
+    q = torch.zeros(4, 1, 2)
+    with pytest.raises(ValueError, match="spans reach beyond the 4 tokens"):
+        kernels.shared_attention(q, q, q, None, torch.tensor(spans))

@@ -72,11 +72,17 @@ class Attention(nn.Module):
     def _mix(
         self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None, prompts: SharedPrefixes | None
     ) -> Float[Tensor, "batch query d_attn"]:
+        if prompts is not None and at is None:
+            heads = (x.flatten(0, 1).unflatten(-1, (self.n_head, -1)) for x in (q, k, v))  # (token, head, d_head)
+            return kernels.shared_attention(*heads, self.sink, prompts.spans).view(q.shape)
         rows = q.shape[:2]
         if prompts is not None:
-            k, v = prompts.spread(k), prompts.spread(v)
-            q = prompts.spread(q) if at is None else q.flatten(0, 1)[:, None]
-            at = None if at is None else prompts.last_position.view(-1, 1)
+            q, k, v, at = (
+                q.flatten(0, 1)[:, None],
+                prompts.spread(k),
+                prompts.spread(v),
+                prompts.last_position.view(-1, 1),
+            )
         q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for x in (q, k, v))
         if at is None:
             mixed = kernels.sink_attention(q, k, v, self.sink)  # (batch, head, query, d_head)
@@ -85,10 +91,7 @@ class Attention(nn.Module):
             is_later = torch.arange(k.shape[-2], device=k.device) > at[:, :, None]  # (batch, query, pos)
             score = score.masked_fill(is_later[:, None], -torch.inf)
             mixed = kernels.softmax_with_sink(score, self.sink) @ v
-        mixed = mixed.transpose(1, 2).flatten(2)
-        if prompts is None:
-            return mixed
-        return prompts.gather(mixed) if at is None else mixed.view(*rows, -1)
+        return mixed.transpose(1, 2).reshape(*rows, -1)
 
 
 class MLP(nn.Module):

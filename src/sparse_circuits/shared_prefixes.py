@@ -95,10 +95,17 @@ class SharedPrefixes:
         spread: Tensor = _Spread.apply(x.reshape(-1, x.shape[-1]), self._places)  # pyright: ignore[reportAssignmentType]
         return spread.view(-1, self.index.shape[2], x.shape[-1])
 
-    def gather(self, x: Float[Tensor, "prompt pos channel"]) -> Float[Tensor, "row token channel"]:
-        """Take each token of the rows from the first prompt that has it."""
-        gathered: Tensor = _Gather.apply(x.reshape(-1, x.shape[-1]), self._places.first)  # pyright: ignore[reportAssignmentType]
-        return gathered.view(*self.tokens.shape, x.shape[-1])
+    @functools.cached_property
+    def spans(self) -> Int[Tensor, "pair 4"]:
+        """Where the prompts of each pair stand, rows laid end to end; see `kernels.reference.shared_attention`."""
+        n_row, n_token = self.tokens.shape
+        length, place = (x.unflatten(1, (-1, 2)) for x in (self.last_position + 1, self.index))  # (row, pair, 2[, pos])
+        n_alike = self.is_again.unflatten(1, (-1, 2))[:, :, 1].sum(-1)
+        # The second prompt's last token ends what is its own; if it has none, any place does.
+        rest = place[:, :, 1, -1] + 1 - (length[:, :, 1] - n_alike)
+        start = n_token * torch.arange(n_row)[:, None]
+        spans = (place[:, :, 0, 0] + start, n_alike, rest + start, length[:, :, 0])
+        return torch.stack(spans, -1).flatten(0, 1).contiguous()
 
     @functools.cached_property
     def last_position(self) -> Int[Tensor, "row prompt"]:
@@ -150,18 +157,3 @@ class _Spread(OnceDifferentiable):
         by_x = grads[0].index_select(0, places.first).index_fill_(0, places.unused, 0)
         both = by_x.index_select(0, places.shared) + grads[0].index_select(0, places.again)
         return by_x.index_copy_(0, places.shared, both), None
-
-
-class _Gather(OnceDifferentiable):
-    """x[first], for places that are all different, but those that nothing depends on."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, first: Tensor) -> Tensor:
-        ctx.save_for_backward(first)
-        ctx.shape = x.shape
-        return x.index_select(0, first)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (first,) = ctx.saved_tensors
-        return grads[0].new_zeros(ctx.shape).index_copy_(0, first, grads[0]), None

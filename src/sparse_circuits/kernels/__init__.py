@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -117,6 +118,24 @@ def sink_attention(
         if version.can_sink_attention(q, k, v, sink):
             return version.sink_attention(q, k, v, sink)
     return reference.sink_attention(q, k, v, sink)
+
+
+def shared_attention(
+    q: Float[Tensor, "token head d_head"],
+    k: Float[Tensor, "token head d_head"],
+    v: Float[Tensor, "token head d_head"],
+    sink: Float[Tensor, " head"] | None,
+    spans: Int[Tensor, "pair 4"],
+) -> Float[Tensor, "token head d_head"]:
+    """Mix values in pairs of prompts that begin alike; see `reference.shared_attention`."""
+    if not q.shape == k.shape == v.shape or (sink is not None and sink.shape != (q.shape[1],)):
+        raise ValueError(f"keys {tuple(k.shape)} and values {tuple(v.shape)} for queries {tuple(q.shape)}")
+    first, n_alike, rest, length = spans.unbind(1)
+    ends = torch.cat((first + length, rest + length - n_alike))
+    if len(spans) and (int(spans.min()) < 0 or int(ends.max()) > len(q) or bool((n_alike > length).any())):
+        raise ValueError(f"spans reach beyond the {len(q)} tokens, or more is alike than there is")
+    fits = not _forced_reference and cpu_attention.can_shared_attention(q, k, v)
+    return (cpu_attention if fits else reference).shared_attention(q, k, v, sink, spans)
 
 
 def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:

@@ -25,7 +25,7 @@ from sparse_circuits.kernels._vectors_numba import (
     turn,
 )
 
-__all__ = ["backward", "forward", "forward_last", "set_threads"]
+__all__ = ["backward", "backward_shared", "forward", "forward_last", "forward_shared", "set_threads"]
 
 HEADS_AT_ONCE = 4
 """Heads that one thread takes at a time; fewer where there are so few that threads would have nothing to do."""
@@ -37,6 +37,7 @@ LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
 ZERO, ONE, NEVER = np.float32(0), np.float32(1), np.float32(-np.inf)
 
 _ARRAY, _STEPS, _BY_QUERY = float32[::1], types.UniTuple(int64, 3), float32[:, :, ::1]
+_PLACED, _BY_SIDE, _SPANS = types.UniTuple(int64, 2), float32[:, :, :, ::1], int64[:, ::1]
 
 
 @numba.njit(cache=True)
@@ -124,6 +125,20 @@ def _share_out(score, height, first, n_query, slot, highest, shrink):
         shrink[first + r] = ONE / (_sum_of_powers(row, top) + exp2(slot - top))
 
 
+@numba.njit(cache=True)
+def _attend(queries, keys, values, n_pos, own, slot, d, width, height, score, mixed, out, out_at, out_step, *noted):
+    """Write what the queries from `own` on mix, `out_step` apart; the first of them at `out_at`."""
+    highest, shrink = noted
+    for first in range(own // N_QUERY * N_QUERY, n_pos, N_QUERY):
+        n_query = min(N_QUERY, n_pos - first)
+        _score(queries, first, width, keys, height, d, first + N_QUERY, score)
+        _share_out(score, height, first, n_query, slot, highest, shrink)
+        _mix(score, height, first + N_QUERY, values, width, mixed)
+        for r in range(max(0, own - first), n_query):
+            at = out_at + (first + r - own) * out_step
+            _copy(mixed, r * width, 0, 1, d, shrink[first + r], out, at, 0)
+
+
 @numba.njit(
     void(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _ARRAY, int64, _BY_QUERY, _BY_QUERY),
     cache=True,
@@ -148,14 +163,43 @@ def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, highest, shrink):
             _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
             turn(k, _start(k_steps, b, h), k_steps[2], n_pos, d, keys, 0, height)
             _copy(v, _start(v_steps, b, h), v_steps[2], n_pos, d, ONE, values, 0, width)
-            for first in range(0, height, N_QUERY):
-                n_query = min(N_QUERY, n_pos - first)
-                _score(queries, first, width, keys, height, d, first + N_QUERY, score)
-                _share_out(score, height, first, n_query, sink[h] * LOG2_E, highest[b, h], shrink[b, h])
-                _mix(score, height, first + N_QUERY, values, width, mixed)
-                for r in range(n_query):
-                    at = ((b * n_pos + first + r) * n_head + h) * d
-                    _copy(mixed, r * width, 0, 1, d, shrink[b, h, first + r], out, at, 0)
+            sizes, at = (n_pos, 0, sink[h] * LOG2_E, d, width, height), (b * n_pos * n_head + h) * d
+            noted = (highest[b, h], shrink[b, h])
+            _attend(queries, keys, values, *sizes, score, mixed, out, at, n_head * d, *noted)
+
+
+@numba.njit(
+    void(_ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _SPANS, _ARRAY, int64, _BY_SIDE, _BY_SIDE),
+    cache=True,
+    parallel=True,
+)
+def forward_shared(q, q_steps, k, k_steps, v, v_steps, sink, spans, out, d, highest, shrink):
+    """Do as `forward` for pairs of prompts that begin alike; `out` is (token, head, d).
+
+    Each of the spans has where the first prompt starts, how many tokens both begin with, where the rest of the second
+    starts, and the tokens of either. What is noted is (pair, side, head, pos); it is left as it is where the second
+    prompt's query is the first's. The steps are those of tokens and heads.
+    """
+    n_pair, _, n_head, n_pos = highest.shape
+    width, height = _whole(d), _whole(n_pos)
+    at_once = _heads_at_once(n_pair * n_head)
+    for job in prange(-(-n_pair * n_head // at_once)):
+        queries, keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
+        values, mixed = np.zeros(height * width, np.float32), np.empty(N_QUERY * width, np.float32)
+        score = np.empty(N_QUERY * height, np.float32)
+        for index in range(job * at_once, min(n_pair * n_head, (job + 1) * at_once)):
+            pair, h = index // n_head, index % n_head
+            length = spans[pair, 3]
+            for side in range(2):  # the second side leaves in its place what both begin with
+                own, start = side * spans[pair, 1], spans[pair, 2 * side]
+                n = length - own
+                _copy(q, _start(q_steps, start, h), q_steps[0], n, d, _query_scale(d), queries, own * width, width)
+                turn(k, _start(k_steps, start, h), k_steps[0], n, d, keys, own, height)
+                _copy(v, _start(v_steps, start, h), v_steps[0], n, d, ONE, values, own * width, width)
+                sizes, at = (length, own, sink[h] * LOG2_E, d, width, height), (start * n_head + h) * d
+                noted = (highest[pair, side, h], shrink[pair, side, h])
+                if n > 0:
+                    _attend(queries, keys, values, *sizes, score, mixed, out, at, n_head * d, *noted)
 
 
 @numba.njit(cache=True, inline="always")
@@ -242,6 +286,34 @@ def _is_zero(numbers, at, n):
     return n_other == 0
 
 
+@numba.njit(cache=True)
+def _send_back(rows, turned, n_pos, own, d, width, height, scratch, sums, noted, by_q, at, step):
+    """Write the gradients of the queries from `own` on, `step` apart, and add to the sums of those of keys and values.
+
+    Queries to whose output no gradient comes back are passed over.
+    """
+    queries, keys, pulls = rows
+    turned_keys, turned_values = turned
+    score, by_score, mixed = scratch
+    sum_k, sum_v = sums
+    highest, shrink, mean = noted
+    for first in range(own // N_QUERY * N_QUERY, n_pos, N_QUERY):
+        n_key, n_query, skipped = first + N_QUERY, min(N_QUERY, n_pos - first), max(0, own - first)
+        to = at + (first + skipped - own) * step
+        if _is_zero(pulls, first * width, n_query * width):
+            _copy(pulls, (first + skipped) * width, width, n_query - skipped, d, ZERO, by_q, to, step)
+            mean[first : first + n_query] = ZERO
+            continue
+        _score(queries, first, width, turned_keys, height, d, n_key, score)
+        _score(pulls, first, width, turned_values, height, d, n_key, by_score)
+        _weigh(score, by_score, height, first, n_query, highest, shrink, mean)
+        _mix(by_score, height, n_key, keys, width, mixed)
+        _collect(score, height, n_key, pulls, first, width, sum_v)
+        _collect(by_score, height, n_key, queries, first, width, sum_k)
+        factor = _query_scale(d) * LN_2
+        _copy(mixed, skipped * width, width, n_query - skipped, d, factor, by_q, to, step)
+
+
 @numba.njit(
     void(
         *(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS),
@@ -253,8 +325,7 @@ def _is_zero(numbers, at, n):
 def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, highest, shrink, mean, by_q, by_k, by_v, d):
     """Fill the gradients of q, k and v (batch, pos, head, d), and the mean of each query's (batch, head, pos).
 
-    The mean is that of its shares' gradients, weighted with the shares. Queries to whose output no gradient comes back
-    are passed over.
+    The mean is that of its shares' gradients, weighted with the shares.
     """
     n_batch, n_head, n_pos = highest.shape
     width, height = _whole(d), _whole(n_pos)
@@ -274,20 +345,63 @@ def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, highest, shri
             turn(v, _start(v_steps, b, h), v_steps[2], n_pos, d, turned_values, 0, height)
             sum_k[:] = ZERO
             sum_v[:] = ZERO
-            for first in range(0, height, N_QUERY):
-                n_key, n_query = first + N_QUERY, min(N_QUERY, n_pos - first)
-                at = ((b * n_pos + first) * n_head + h) * d
-                if _is_zero(pulls, first * width, n_query * width):
-                    _copy(pulls, first * width, width, n_query, d, ZERO, by_q, at, n_head * d)
-                    mean[b, h, first : first + n_query] = ZERO
-                    continue
-                _score(queries, first, width, turned_keys, height, d, n_key, score)
-                _score(pulls, first, width, turned_values, height, d, n_key, by_score)
-                _weigh(score, by_score, height, first, n_query, highest[b, h], shrink[b, h], mean[b, h])
-                _mix(by_score, height, n_key, keys, width, mixed)
-                _collect(score, height, n_key, pulls, first, width, sum_v)
-                _collect(by_score, height, n_key, queries, first, width, sum_k)
-                _copy(mixed, 0, width, n_query, d, _query_scale(d) * LN_2, by_q, at, n_head * d)
-            at = (b * n_pos * n_head + h) * d
-            _copy(sum_k, 0, width, n_pos, d, LN_2, by_k, at, n_head * d)
-            _copy(sum_v, 0, width, n_pos, d, ONE, by_v, at, n_head * d)
+            rows, turned = (queries, keys, pulls), (turned_keys, turned_values)
+            scratch, sums = (score, by_score, mixed), (sum_k, sum_v)
+            noted, at, step = (highest[b, h], shrink[b, h], mean[b, h]), (b * n_pos * n_head + h) * d, n_head * d
+            _send_back(rows, turned, n_pos, 0, d, width, height, scratch, sums, noted, by_q, at, step)
+            _copy(sum_k, 0, width, n_pos, d, LN_2, by_k, at, step)
+            _copy(sum_v, 0, width, n_pos, d, ONE, by_v, at, step)
+
+
+@numba.njit(
+    void(
+        *(_ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _PLACED, _SPANS),
+        *(_BY_SIDE, _BY_SIDE, _BY_SIDE, _ARRAY, _ARRAY, _ARRAY, int64),
+    ),
+    cache=True,
+    parallel=True,
+)
+def backward_shared(
+    q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, spans, highest, shrink, mean, by_q, by_k, by_v, d
+):
+    """Do as `backward` for pairs of prompts that begin alike; see `forward_shared`. The gradients are (token, head, d).
+
+    What keys and values of the tokens that both begin with get from either prompt is added up.
+    """
+    n_pair, _, n_head, n_pos = highest.shape
+    width, height = _whole(d), _whole(n_pos)
+    at_once, step = _heads_at_once(n_pair * n_head), n_head * d
+    for job in prange(-(-n_pair * n_head // at_once)):
+        queries, keys = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
+        pulls, turned_keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
+        turned_values, mixed = np.zeros(width * height, np.float32), np.empty(N_QUERY * width, np.float32)
+        score, by_score = np.empty(N_QUERY * height, np.float32), np.empty(N_QUERY * height, np.float32)
+        sum_k, sum_v = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
+        for index in range(job * at_once, min(n_pair * n_head, (job + 1) * at_once)):
+            pair, h = index // n_head, index % n_head
+            n_alike, length = spans[pair, 1], spans[pair, 3]
+            sum_k[:] = ZERO
+            sum_v[:] = ZERO
+            for side in range(2):
+                own, start = side * n_alike, spans[pair, 2 * side]
+                n = length - own
+                _copy(q, _start(q_steps, start, h), q_steps[0], n, d, _query_scale(d), queries, own * width, width)
+                _copy(k, _start(k_steps, start, h), k_steps[0], n, d, ONE, keys, own * width, width)
+                _copy(grad, _start(grad_steps, start, h), grad_steps[0], n, d, ONE, pulls, own * width, width)
+                turn(k, _start(k_steps, start, h), k_steps[0], n, d, turned_keys, own, height)
+                turn(v, _start(v_steps, start, h), v_steps[0], n, d, turned_values, own, height)
+                pulls[: own * width] = ZERO
+                rows, turned = (queries, keys, pulls), (turned_keys, turned_values)
+                scratch, sums = (score, by_score, mixed), (sum_k, sum_v)
+                noted = (highest[pair, side, h], shrink[pair, side, h], mean[pair, side, h])
+                at = (start * n_head + h) * d
+                if n > 0:
+                    _send_back(rows, turned, length, own, d, width, height, scratch, sums, noted, by_q, at, step)
+                # The first side's rest goes out before the second side's takes its place; what both share, at last.
+                _copy(sum_k, n_alike * width, width, length - n_alike, d, LN_2, by_k, at + (n_alike - own) * step, step)
+                _copy(sum_v, n_alike * width, width, length - n_alike, d, ONE, by_v, at + (n_alike - own) * step, step)
+                sum_k[n_alike * width :] = ZERO
+                sum_v[n_alike * width :] = ZERO
+            at = (spans[pair, 0] * n_head + h) * d
+            _copy(sum_k, 0, width, n_alike, d, LN_2, by_k, at, step)
+            _copy(sum_v, 0, width, n_alike, d, ONE, by_v, at, step)

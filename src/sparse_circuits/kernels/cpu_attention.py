@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.kernels import reference
@@ -51,6 +51,28 @@ def sink_attention(
     return out if bool(out.detach().sum().isfinite()) else reference.sink_attention(q, k, v, sink)
 
 
+def can_shared_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Say whether `shared_attention` takes these tensors."""
+    return (
+        all(x.device.type == "cpu" and x.dtype is torch.float32 for x in (q, k, v))
+        and q.numel() > 0
+        and loops("_attention_numba") is not None
+    )
+
+
+def shared_attention(
+    q: Float[Tensor, "token head d_head"],
+    k: Float[Tensor, "token head d_head"],
+    v: Float[Tensor, "token head d_head"],
+    sink: Float[Tensor, " head"] | None,
+    spans: Int[Tensor, "pair 4"],
+) -> Float[Tensor, "token head d_head"]:
+    """Mix values in pairs of prompts that begin alike; see `reference.shared_attention`."""
+    logit = q.new_full((q.shape[1],), -torch.inf) if sink is None else sink
+    out: Tensor = _SharedAttention.apply(q, k, v, logit, spans)  # pyright: ignore[reportAssignmentType]
+    return out if bool(out.detach().sum().isfinite()) else reference.shared_attention(q, k, v, sink, spans)
+
+
 def _is_last(q: Tensor, k: Tensor) -> bool:
     """Say whether these are a few queries behind a cache, and no gradient is asked for."""
     return q.shape[-2] < k.shape[-2] and q.shape[-2] <= MAX_LAST and not torch.is_grad_enabled()
@@ -86,12 +108,37 @@ class _NarrowAttention(OnceDifferentiable):
         memory = (*_memory(q), *_memory(k), *_memory(v), *_memory(grad))
         filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
         _threads().backward(*memory, highest.numpy(), shrink.numpy(), mean.numpy(), *filled, q.shape[-1])
-        by_sink = None
-        if ctx.needs_input_grad[3]:
-            # What the sink takes, (batch, head, pos); the highest score is in units of ln 2.
-            taken = (sink[:, None] - highest * math.log(2)).exp() * shrink
-            by_sink = -(taken * mean).sum((0, 2)).to(sink.dtype)
+        by_sink = _by_sink(sink, highest, shrink, mean) if ctx.needs_input_grad[3] else None
         return by_q.transpose(1, 2), by_k.transpose(1, 2), by_v.transpose(1, 2), by_sink
+
+
+class _SharedAttention(OnceDifferentiable):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, spans: Tensor) -> Tensor:
+        q, k, v = _in_heads(q), _in_heads(k), _in_heads(v)
+        out, logit = q.new_zeros(q.shape), sink.detach().to(torch.float32).contiguous()
+        highest, shrink = q.new_zeros(2, len(spans), 2, q.shape[1], int(spans[:, 3].max()))
+        memory = (*_memory(q), *_memory(k), *_memory(v), logit.numpy(), spans.numpy())
+        _threads().forward_shared(*memory, out.view(-1).numpy(), q.shape[-1], highest.numpy(), shrink.numpy())
+        ctx.save_for_backward(q, k, v, sink, spans, highest, shrink)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+        q, k, v, sink, spans, highest, shrink = ctx.saved_tensors
+        by_q, by_k, by_v = (q.new_zeros(q.shape) for _ in range(3))
+        mean = torch.zeros_like(highest)
+        memory = (*_memory(q), *_memory(k), *_memory(v), *_memory(_in_heads(grads[0])), spans.numpy())
+        filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
+        _threads().backward_shared(*memory, highest.numpy(), shrink.numpy(), mean.numpy(), *filled, q.shape[-1])
+        by_sink = _by_sink(sink, highest, shrink, mean).sum(0) if ctx.needs_input_grad[3] else None
+        return by_q, by_k, by_v, by_sink, None
+
+
+def _by_sink(sink: Tensor, highest: Tensor, shrink: Tensor, mean: Tensor) -> Float[Tensor, "*side head"]:
+    """Return the sink's gradient; what it takes is (batch, *side, head, pos), the highest score in units of ln 2."""
+    taken = (sink[:, None] - highest * math.log(2)).exp() * shrink
+    return -(taken * mean).sum((0, -1)).to(sink.dtype)
 
 
 def _in_heads(x: Tensor) -> Tensor:
@@ -104,11 +151,10 @@ def _by_position(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
 
 
-def _memory(x: Tensor) -> tuple[Any, tuple[int, int, int]]:
-    """Return the memory of x (batch, head, pos, d_head) as one vector, and the steps of batch, head and position."""
+def _memory(x: Tensor) -> tuple[Any, tuple[int, ...]]:
+    """Return the memory of x (…, d_head) as one vector, and the steps of all axes but the last."""
     size = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-    batch, head, pos, _ = x.stride()
-    return x.as_strided((size,), (1,)).numpy(), (batch, head, pos)
+    return x.as_strided((size,), (1,)).numpy(), x.stride()[:-1]
 
 
 def _threads() -> Any:

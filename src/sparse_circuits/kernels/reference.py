@@ -141,6 +141,33 @@ def sink_attention(
     return attention_pattern(q, k, sink) @ v
 
 
+def shared_attention(
+    q: Float[Tensor, "token head d_head"],
+    k: Float[Tensor, "token head d_head"],
+    v: Float[Tensor, "token head d_head"],
+    sink: Float[Tensor, " head"] | None,
+    spans: Int[Tensor, "pair 4"],
+) -> Float[Tensor, "token head d_head"]:
+    """Mix values causally in pairs of prompts that begin alike, whose common tokens stand once.
+
+    Args:
+        q: Queries of all tokens.
+        k: Keys.
+        v: Values.
+        sink: See `sink_attention`.
+        spans: For each pair, where the first prompt starts, how many tokens both begin with, where the rest of the
+            second starts, and the tokens of either. Tokens of no prompt get zeros.
+    """
+    out = torch.zeros_like(q)
+    for first, n_alike, rest, length in spans.tolist():
+        whole = torch.arange(first, first + length)
+        other = torch.cat((whole[:n_alike], torch.arange(rest, rest + length - n_alike)))
+        for places, own in ((whole, whole), (other, other[n_alike:])):
+            mixed = sink_attention(*(x[places].transpose(0, 1)[None] for x in (q, k, v)), sink)[0].transpose(0, 1)
+            out = out.index_copy(0, own, mixed[length - len(own) :])
+    return out
+
+
 def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:
     """Return the loss of predicting the targets, −ln softmax(logits)[target], in nats, averaged over rows.
 

@@ -5,7 +5,7 @@ import numpy as np
 from numba import boolean, float32, int32, int64, prange, uint32, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
-from sparse_circuits.kernels._vectors_numba import N_TOGETHER, add_rows, turn
+from sparse_circuits.kernels._vectors_numba import N_TOGETHER, set_rows, turn
 
 __all__ = [
     "count_rows",
@@ -100,8 +100,7 @@ def packed_linear_blocks(x, values, columns, offsets, bias, out):
             n_row = min(N_SUM, n_target - start)
             for r in range(n_row):
                 p, end = offsets[start + r], offsets[start + r + 1]
-                sums[r * N_TOGETHER : (r + 1) * N_TOGETHER] = bias[start + r]
-                add_rows(values, columns, p, end, turned, sums, r * N_TOGETHER)
+                set_rows(bias[start + r], values, columns, p, end, turned, sums, r * N_TOGETHER)
             turn(sums, 0, N_TOGETHER, n_row, n, flat_out, first * n_target + start, n_target)
 
 

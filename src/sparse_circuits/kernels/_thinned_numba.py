@@ -134,7 +134,7 @@ def multiply(values, places, ends, matrix, is_turned, first, out):
                 _copy_panel(flat, place * width + column, width, n_row, n_column, panel)
             for i in range(n):
                 start, end = ends[block, line + i, 0], ends[block, line + i, 1]
-                add_rows(values, places, start, end, panel, sums, i * N_TOGETHER)
+                add_rows(np.float32(0), values, places, start, end, panel, sums, i * N_TOGETHER)
         for i in range(n):
             to = (line + i) * width + column
             if n_column == N_TOGETHER:

@@ -83,52 +83,66 @@ set_tile, add_tile, set_row = _tile_product(adds=False), _tile_product(adds=True
 
 
 N_TOGETHER = 64
-"""Entries of a row that `add_rows` adds up; its sums stay in registers."""
+"""Entries of a row that `set_rows` and `add_rows` add up; the sums stay in registers."""
 
 N_CHAIN = 2 if N_ROW == 8 else 1
 """Sums of every entry: eight registers' additions overlap, which are half of the sums with AVX-512."""
 
 
-@intrinsic
-def add_rows(_context, factors, places, start, end, rows, out, out_at):
-    """out[:] += Σ factors[p] · rows[places[p], :] over start ≤ p < end, for rows of N_TOGETHER entries.
+def _sum_of_rows(adds: bool) -> Any:
+    """Make the function that fills N_TOGETHER entries with a number and a sum of rows, or adds the sum to them."""
 
-    `factors`, `rows` and `out` are flat float32 arrays, `places` is one of int32. The sum is made before it is added:
-    sums over several calls round less so.
-    """
-    signature = types.void(factors, places, int64, int64, rows, out, int64)
+    @intrinsic
+    def sum_of_rows(_context, first, factors, places, start, end, rows, out, out_at):
+        """out[:] = first + Σ factors[p] · rows[places[p], :] over start ≤ p < end, or += the sum, without `first`.
 
-    def generate(context, builder, signature, given):
-        factors, places, start, end, rows, out, out_at = given
-        factors, places, rows, out = (_start_of(context, builder, signature.args[i], given[i]) for i in (0, 1, 4, 5))
-        parts = [ir.Constant(ir.IntType(64), t) for t in range(0, N_TOGETHER, LANES)]
-        nothing = ir.Constant(_VECTOR, [0.0] * LANES)
-        chains = [[cgutils.alloca_once_value(builder, nothing) for _ in parts] for _ in range(N_CHAIN)]
+        `factors`, `rows` and `out` are flat float32 arrays, `places` is one of int32. The sum is made before it is
+        added: sums over several calls round less so.
+        """
+        signature = types.void(float32, factors, places, int64, int64, rows, out, int64)
 
-        def add(place, sums):
-            factor = _everywhere(builder, builder.load(builder.gep(factors, [place])))
-            row = builder.zext(builder.load(builder.gep(places, [place])), ir.IntType(64))
-            row = builder.gep(rows, [builder.mul(row, ir.Constant(row.type, N_TOGETHER))])
-            for part, total in zip(parts, sums, strict=True):
-                term = builder.fmul(factor, builder.load(_vector_at(builder, row, part), align=4), flags=("contract",))
-                builder.store(builder.fadd(builder.load(total), term, flags=("contract",)), total)
+        def generate(context, builder, signature, given):
+            first, factors, places, start, end, rows, out, out_at = given
+            factors, places, rows, out = (
+                _start_of(context, builder, signature.args[i], given[i]) for i in (1, 2, 5, 6)
+            )
+            parts = [ir.Constant(ir.IntType(64), t) for t in range(0, N_TOGETHER, LANES)]
+            nothing = ir.Constant(_VECTOR, [0.0] * LANES)
+            begun = [nothing if adds else _everywhere(builder, first), *[nothing] * (N_CHAIN - 1)]
+            chains = [[cgutils.alloca_once_value(builder, value) for _ in parts] for value in begun]
 
-        step = ir.Constant(start.type, N_CHAIN)
-        whole = builder.sub(end, builder.srem(builder.sub(end, start), step))
-        with cgutils.for_range_slice(builder, start, whole, step) as (place, _):
-            for chain, sums in enumerate(chains):
-                add(builder.add(place, ir.Constant(place.type, chain)), sums)
-        with cgutils.for_range_slice(builder, whole, end, ir.Constant(start.type, 1)) as (place, _):
-            add(place, chains[0])
-        for part, *sums in zip(parts, *chains, strict=True):
-            target = _vector_at(builder, out, builder.add(out_at, part))
-            total = builder.load(target, align=4)
-            for other in sums:
-                total = builder.fadd(total, builder.load(other))
-            builder.store(total, target, align=4)
-        return context.get_dummy_value()
+            def add(place, sums):
+                factor = _everywhere(builder, builder.load(builder.gep(factors, [place])))
+                row = builder.zext(builder.load(builder.gep(places, [place])), ir.IntType(64))
+                row = builder.gep(rows, [builder.mul(row, ir.Constant(row.type, N_TOGETHER))])
+                for part, total in zip(parts, sums, strict=True):
+                    entries = builder.load(_vector_at(builder, row, part), align=4)
+                    term = builder.fmul(factor, entries, flags=("contract",))
+                    builder.store(builder.fadd(builder.load(total), term, flags=("contract",)), total)
 
-    return signature, generate
+            step = ir.Constant(start.type, N_CHAIN)
+            whole = builder.sub(end, builder.srem(builder.sub(end, start), step))
+            with cgutils.for_range_slice(builder, start, whole, step) as (place, _):
+                for chain, sums in enumerate(chains):
+                    add(builder.add(place, ir.Constant(place.type, chain)), sums)
+            with cgutils.for_range_slice(builder, whole, end, ir.Constant(start.type, 1)) as (place, _):
+                add(place, chains[0])
+            for part, *sums in zip(parts, *chains, strict=True):
+                target = _vector_at(builder, out, builder.add(out_at, part))
+                total = builder.load(sums[0])
+                for other in sums[1:]:
+                    total = builder.fadd(total, builder.load(other))
+                if adds:
+                    total = builder.fadd(builder.load(target, align=4), total)
+                builder.store(total, target, align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return sum_of_rows
+
+
+set_rows, add_rows = _sum_of_rows(adds=False), _sum_of_rows(adds=True)
 
 
 N_LISTED = 8

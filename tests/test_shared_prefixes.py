@@ -37,13 +37,10 @@ def test_a_pair_worked_by_hand():
     found = SharedPrefixes.of(torch.tensor([[[[5, 6, 7, 9], [5, 6, 8, 9]]]]), torch.tensor([[3]]))
     assert found.tokens.tolist() == [[5, 6, 7, 8]]
     assert found.position.tolist() == [[0, 1, 2, 2]]
-    assert found.index.tolist() == [[[0, 1, 2, 2], [0, 1, 3, 3]]]
+    assert found.index.tolist() == [[[[0, 1, 2], [0, 1, 3]]]]
     assert found.last.tolist() == [[2, 3]]
     assert found.last_position.tolist() == [[2, 2]]
-    assert found.first.tolist() == [[0, 1, 2, 6]]
-    assert found.n_token.tolist() == [4]
     assert found.spans.tolist() == [[0, 2, 3, 3]]
-    assert found.is_again.nonzero().tolist() == [[0, 1, 0], [0, 1, 1]]
 
 
 @given(rows_of_pairs())
@@ -52,13 +49,13 @@ def test_every_prompt_is_found_again(given_rows):
     tokens, length = given_rows
     found = SharedPrefixes.of(tokens, length)
     for row in range(len(tokens)):
-        prompts = tokens[row].flatten(0, 1)
-        distinct = set()
+        prompts, distinct = tokens[row].flatten(0, 1), set()
         for prompt, n in enumerate(length[row].repeat_interleave(2).tolist()):
-            places = found.index[row, prompt, :n]
+            places = found.index[row].flatten(0, 1)[prompt, :n]
             assert torch.equal(found.tokens[row, places], prompts[prompt, :n])
             assert torch.equal(found.position[row, places], torch.arange(n))
             assert found.last[row, prompt] == places[-1]
+            assert found.last_position[row, prompt] == n - 1
             distinct |= {(prompt // 2, *prompts[prompt, : i + 1].tolist()) for i in range(n)}
         assert len(set(found.index[row].flatten().tolist())) == len(distinct) <= found.tokens.shape[1]
 
@@ -70,11 +67,12 @@ def test_spreading_is_torchs_indexing_gradients_included(given_rows, n_copy):
     found = SharedPrefixes.of(tokens, length).repeat(n_copy)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(*found.tokens.shape, 3, generator=generator, requires_grad=True)
-    n_row, n_prompt, n_pos = found.index.shape
+    index = found.index.flatten(1, 2)
+    n_row, n_prompt, n_pos = index.shape
     is_real = torch.arange(n_pos) < (found.last_position + 1)[..., None]  # (row, prompt, pos)
     # Beyond a prompt's end nothing depends on what stands there, so no gradient comes back from there.
     weight = torch.randn(n_row, n_prompt, n_pos, 3, generator=generator) * is_real[..., None]
-    plain = x[torch.arange(n_row)[:, None, None], found.index]
+    plain = x[torch.arange(n_row)[:, None, None], index]
     spread = found.spread(x)
     assert torch.equal(spread, plain.flatten(0, 1))
     by_spread, by_plain = (torch.autograd.grad((one * weight.view_as(one)).sum(), x)[0] for one in (spread, plain))
@@ -158,7 +156,7 @@ def test_attention_over_shared_prefixes_is_that_of_prompts_side_by_side():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(12, 2, 3, generator=generator) for _ in range(3))
     out = kernels.shared_attention(q, k, v, None, found.spans)
-    for prompt, length in zip(found.index[0], (4, 4, 3, 3), strict=True):
+    for prompt, length in zip(found.index[0].flatten(0, 1), (4, 4, 3, 3), strict=True):
         places = prompt[:length]
         plain = reference.sink_attention(*(x[places].transpose(0, 1)[None] for x in (q, k, v)), None)[0].transpose(0, 1)
         torch.testing.assert_close(out[places], plain)

@@ -72,17 +72,13 @@ class Attention(nn.Module):
     def _mix(
         self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None, prompts: SharedPrefixes | None
     ) -> Float[Tensor, "batch query d_attn"]:
-        if prompts is not None and at is None:
-            heads = (x.flatten(0, 1).unflatten(-1, (self.n_head, -1)) for x in (q, k, v))  # (token, head, d_head)
-            return kernels.shared_attention(*heads, self.sink, prompts.spans).view(q.shape)
         rows = q.shape[:2]
+        if prompts is not None and at is None:
+            q, k, v = (x.flatten(0, 1).unflatten(-1, (self.n_head, -1)) for x in (q, k, v))  # (token, head, d_head)
+            return kernels.shared_attention(q, k, v, self.sink, prompts.spans).view(*rows, -1)
         if prompts is not None:
-            q, k, v, at = (
-                q.flatten(0, 1)[:, None],
-                prompts.spread(k),
-                prompts.spread(v),
-                prompts.last_position.view(-1, 1),
-            )
+            q, at = q.flatten(0, 1)[:, None], prompts.last_position.view(-1, 1)
+            k, v = prompts.spread(k), prompts.spread(v)
         q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for x in (q, k, v))
         if at is None:
             mixed = kernels.sink_attention(q, k, v, self.sink)  # (batch, head, query, d_head)

@@ -163,7 +163,8 @@ def shared_attention(
         whole = torch.arange(first, first + length)
         other = torch.cat((whole[:n_alike], torch.arange(rest, rest + length - n_alike)))
         for places, own in ((whole, whole), (other, other[n_alike:])):
-            mixed = sink_attention(*(x[places].transpose(0, 1)[None] for x in (q, k, v)), sink)[0].transpose(0, 1)
+            heads = [x[places].transpose(0, 1)[None] for x in (q, k, v)]  # (1, head, pos, d_head)
+            mixed = sink_attention(heads[0], heads[1], heads[2], sink)[0].transpose(0, 1)
             out = out.index_copy(0, own, mixed[length - len(own) :])
     return out
 

@@ -127,7 +127,7 @@ def test_an_edit_that_looks_at_whole_positions_is_refused_where_one_position_is_
                 model(tokens, at=AT)
     for name in ("0.attn.q", "0.mlp.post_act", "1.attn.v", "1.attn.act_in", "1.resid_in"):
         with replacing(model, {name: lambda x: x.roll(1, 1)}):
-            assert_close(model(tokens, at=AT), at_position(model(tokens), AT))
+            assert_close(model(tokens, at=AT), at_position(model(tokens), AT[:, None]))
 
 
 def random_masks(config: ModelConfig, n_run: int, seed: int = 0) -> dict[str, NodeMask]:

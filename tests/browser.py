@@ -67,8 +67,7 @@ def exported(found, what):
     with found.page.expect_download() as download:
         found.page.get_by_role("button", name=what, exact=True).click()
     found.page.keyboard.press("Escape")
-    with open(download.value.path(), "rb") as file:  # noqa: PTH123
-        return file.read()
+    return Path(download.value.path()).read_bytes()
 
 
 def wait_until(page, expression: str) -> None:

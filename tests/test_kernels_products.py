@@ -75,6 +75,24 @@ def test_what_is_not_finite_passes():
     assert leaf.grad[:2, 128].tolist() == [torch.inf, torch.inf]
 
 
+@pytest.mark.parametrize("lay", [lambda w: w, lambda w: w.T.contiguous().T, lambda w: w.repeat(1, 2)[:, ::2]])
+def test_a_weight_may_lie_in_memory_as_it_likes(lay):
+    generator = torch.Generator().manual_seed(0)
+    x, grad = thinned((50, 130), 0.25, generator), thinned((50, 70), 0.25, generator)
+    weight = lay(torch.randn(70, 130, generator=generator)).requires_grad_()
+    leaf = x.clone().requires_grad_()
+    out = kernels.linear(leaf, weight, None)
+    found = [out.detach(), *torch.autograd.grad(out, (leaf, weight), grad)]
+    assert_same(
+        found,
+        [
+            x.double() @ weight.detach().double().T,
+            grad.double() @ weight.detach().double(),
+            grad.double().T @ x.double(),
+        ],
+    )
+
+
 def test_zeros_are_listed_if_a_few_rows_misled():
     x = torch.ones(256, 128)
     x[:: 256 // cpu_products.N_LOOKED_AT] = 0  # the rows that are looked at

@@ -135,7 +135,7 @@ def _multiplied(nonzeros: _Nonzeros, matrix: Tensor, bias: Tensor | None = None,
     out = torch.empty(nonzeros.ends.shape[1], width)
     start = torch.zeros(width) if bias is None else bias.detach().contiguous()
     lists = (part.numpy() for part in nonzeros)
-    _compiled().multiply(*lists, matrix.detach().numpy(), is_turned, start.numpy(), out.numpy())
+    _compiled().multiply(*lists, matrix.detach().contiguous().numpy(), is_turned, start.numpy(), out.numpy())
     return out
 
 

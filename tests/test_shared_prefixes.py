@@ -41,6 +41,7 @@ def test_a_pair_worked_by_hand():
     assert found.last.tolist() == [[2, 3]]
     assert found.last_position.tolist() == [[2, 2]]
     assert found.spans.tolist() == [[0, 2, 3, 3]]
+    assert found.prompt_spans.tolist() == [[0, 3, 3, 3], [0, 2, 3, 3]]
 
 
 @given(rows_of_pairs())
@@ -58,25 +59,6 @@ def test_every_prompt_is_found_again(given_rows):
             assert found.last_position[row, prompt] == n - 1
             distinct |= {(prompt // 2, *prompts[prompt, : i + 1].tolist()) for i in range(n)}
         assert len(set(found.index[row].flatten().tolist())) == len(distinct) <= found.tokens.shape[1]
-
-
-@given(rows_of_pairs(), st.integers(1, 2))
-@settings(deadline=None)
-def test_spreading_is_torchs_indexing_gradients_included(given_rows, n_copy):
-    tokens, length = given_rows
-    found = SharedPrefixes.of(tokens, length).repeat(n_copy)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(*found.tokens.shape, 3, generator=generator, requires_grad=True)
-    index = found.index.flatten(1, 2)
-    n_row, n_prompt, n_pos = index.shape
-    is_real = torch.arange(n_pos) < (found.last_position + 1)[..., None]  # (row, prompt, pos)
-    # Beyond a prompt's end nothing depends on what stands there, so no gradient comes back from there.
-    weight = torch.randn(n_row, n_prompt, n_pos, 3, generator=generator) * is_real[..., None]
-    plain = x[torch.arange(n_row)[:, None, None], index]
-    spread = found.spread(x)
-    assert torch.equal(spread, plain.flatten(0, 1))
-    by_spread, by_plain = (torch.autograd.grad((one * weight.view_as(one)).sum(), x)[0] for one in (spread, plain))
-    torch.testing.assert_close(by_spread, by_plain)
 
 
 def pairs_of(given_rows):
@@ -133,6 +115,43 @@ def test_a_context_holds_the_longest_prompt_and_not_the_row():
         logit_difference(model, pairs_of((torch.zeros(1, 1, 2, 5, dtype=torch.long), torch.full((1, 1), 5))))
 
 
+@given(rows_of_pairs(most=40), st.integers(1, 3), st.integers(1, 40), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_attention_of_last_queries_is_its_definition(given_rows, n_head, d, has_sink):
+    found = SharedPrefixes.of(*given_rows)
+    spans, generator = found.prompt_spans, torch.Generator().manual_seed(d)
+    q, grad = (torch.randn(len(spans), n_head, d, generator=generator) for _ in range(2))
+    both = torch.randn(found.tokens.numel(), 2, n_head, d, generator=generator)  # keys lie between values
+    inputs = [q, both[:, 0], both[:, 1], *([torch.randn(n_head, generator=generator)] if has_sink else [])]
+    results = []
+    for attend, kind in ((kernels.last_attention, torch.float32), (reference.last_attention, torch.float64)):
+        leaves = [x.to(kind).requires_grad_() for x in inputs]
+        out = attend(*leaves[:3], leaves[3] if has_sink else None, spans)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, grad.to(kind))])
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=0, atol=5e-6 * max(1.0, float(exact.abs().max())))
+
+
+@given(rows_of_pairs(), st.booleans())
+@settings(deadline=None)
+def test_attention_of_last_queries_is_that_of_all_at_the_last(given_rows, has_sink):
+    found = SharedPrefixes.of(*given_rows)
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(found.tokens.numel(), 2, 3, generator=generator) for _ in range(3))
+    sink = torch.randn(2, generator=generator) if has_sink else None
+    n_row, n_token = found.tokens.shape
+    last = (found.last + n_token * torch.arange(n_row)[:, None]).flatten()
+    out = kernels.last_attention(q[last], k, v, sink, found.prompt_spans)
+    torch.testing.assert_close(out, reference.shared_attention(q, k, v, sink, found.spans)[last])
+
+
+def test_what_is_not_finite_in_one_prompt_stays_there():
+    q, k, v = (torch.randn(n, 1, 4, generator=torch.Generator().manual_seed(n)) for n in (2, 4, 4))
+    v[3] = torch.inf
+    out = kernels.last_attention(q, k, v, None, torch.tensor([[0, 2, 2, 3], [0, 1, 3, 2]]))
+    assert out.isfinite().all(-1).all(-1).tolist() == [True, False]
+
+
 @given(rows_of_pairs(most=40), st.integers(1, 2), st.integers(1, 20), st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_attention_over_shared_prefixes_is_its_definition(given_rows, n_head, d, has_sink):
@@ -175,3 +194,10 @@ def test_spans_that_reach_too_far_are_refused_before_memory_is_read(spans):
     q = torch.zeros(4, 1, 2)
     with pytest.raises(ValueError, match="spans reach beyond the 4 tokens"):
         kernels.shared_attention(q, q, q, None, torch.tensor(spans))
+
+
+@pytest.mark.parametrize("spans", [[[0, 2, 3, 4]], [[0, 5, 0, 4]], [[-1, 0, 2, 2]], [[0, 0, 0, 0]]])
+def test_last_queries_spans_that_reach_too_far_are_refused(spans):
+    k = torch.zeros(4, 1, 2)
+    with pytest.raises(ValueError, match="spans reach beyond the 4 tokens, or are empty"):
+        kernels.last_attention(k[:1], k, k, None, torch.tensor(spans))

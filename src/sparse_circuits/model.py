@@ -72,22 +72,20 @@ class Attention(nn.Module):
     def _mix(
         self, q: Tensor, k: Tensor, v: Tensor, at: Tensor | None, prompts: SharedPrefixes | None
     ) -> Float[Tensor, "batch query d_attn"]:
-        rows = q.shape[:2]
-        if prompts is not None and at is None:
-            q, k, v = (x.flatten(0, 1).unflatten(-1, (self.n_head, -1)) for x in (q, k, v))  # (token, head, d_head)
-            return kernels.shared_attention(q, k, v, self.sink, prompts.spans).view(*rows, -1)
-        if prompts is not None:
-            q, at = q.flatten(0, 1)[:, None], prompts.last_position.view(-1, 1)
-            k, v = prompts.spread(k), prompts.spread(v)
-        q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for x in (q, k, v))
-        if at is None:
+        rows, n_pos = q.shape[:2], k.shape[1]
+        if prompts is None and at is None:
+            q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for x in (q, k, v))
             mixed = kernels.sink_attention(q, k, v, self.sink)  # (batch, head, query, d_head)
+            return mixed.transpose(1, 2).reshape(*rows, -1)
+        q, k, v = (
+            x.flatten(0, 1).unflatten(-1, (self.n_head, -1)) for x in (q, k, v)
+        )  # (prompt or token, head, d_head)
+        if at is not None:
+            spans = _spans_to(at, n_pos) if prompts is None else prompts.prompt_spans
+            mixed = kernels.last_attention(q, k, v, self.sink, spans)
         else:
-            score = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (batch, head, query, pos)
-            is_later = torch.arange(k.shape[-2], device=k.device) > at[:, :, None]  # (batch, query, pos)
-            score = score.masked_fill(is_later[:, None], -torch.inf)
-            mixed = kernels.softmax_with_sink(score, self.sink) @ v
-        return mixed.transpose(1, 2).reshape(*rows, -1)
+            mixed = kernels.shared_attention(q, k, v, self.sink, cast(SharedPrefixes, prompts).spans)
+        return mixed.view(*rows, -1)
 
 
 class MLP(nn.Module):
@@ -422,6 +420,12 @@ def at_position(
 ) -> Float[Tensor, "batch query channel"]:
     """Take some positions of each row."""
     return x.gather(1, at[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def _spans_to(at: Int[Tensor, "batch 1"], n_pos: int) -> Int[Tensor, "batch 4"]:
+    """Return where the tokens up to a position of each row stand, rows laid end to end."""
+    start, length = n_pos * torch.arange(len(at), device=at.device), at[:, 0] + 1
+    return torch.stack((start, length, start, length), 1)
 
 
 def sinusoids(n_ctx: int, width: int) -> Float[Tensor, "n_ctx width"]:

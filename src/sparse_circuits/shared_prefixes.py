@@ -7,13 +7,10 @@ takes the row as it is; attention alone needs the prompts side by side.
 
 import dataclasses
 import functools
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-
-from sparse_circuits.kernels.compiled import OnceDifferentiable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,38 +87,8 @@ class SharedPrefixes:
         start = self.start + self.tokens.shape[1] * torch.arange(len(self.tokens))[:, None]
         return torch.stack((start, self.n_alike, start + self.length, self.length), -1).flatten(0, 1)
 
-    def spread(self, x: Float[Tensor, "row token channel"]) -> Float[Tensor, "prompt pos channel"]:
-        """Lay the prompts of all rows side by side."""
-        spread: Tensor = _Spread.apply(x.reshape(-1, x.shape[-1]), *self._places)  # pyright: ignore[reportAssignmentType]
-        return spread.view(-1, self.n_pos, x.shape[-1])
-
     @functools.cached_property
-    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Place in all rows of each place in all prompts; places there of what stands first, and of what stands again.
-
-        What lies beyond a prompt's end is neither.
-        """
-        row, position = torch.arange(len(self.tokens)), torch.arange(self.n_pos)
-        places = (self.index + self.tokens.shape[1] * row[:, None, None, None]).flatten()
-        is_again = torch.stack((torch.zeros_like(self.n_alike), self.n_alike), -1)[..., None] > position
-        is_first = (position < self.length[..., None, None]) & ~is_again  # (row, pair, 2, pos)
-        first, again = (mask.flatten().nonzero().flatten() for mask in (is_first, is_again))
-        return places, first, again
-
-
-class _Spread(OnceDifferentiable):
-    """x[places]; back, both gradients of a token that stands twice are added, which torch does one by one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor, first: Tensor, again: Tensor) -> Tensor:
-        ctx.save_for_backward(places, first, again)
-        ctx.shape = x.shape
-        return x.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        places, first, again = ctx.saved_tensors
-        by_x = grads[0].new_zeros(ctx.shape)
-        by_x.index_copy_(0, places[first], grads[0].index_select(0, first))
-        both = by_x.index_select(0, places[again]) + grads[0].index_select(0, again)
-        return by_x.index_copy_(0, places[again], both), None, None, None
+    def prompt_spans(self) -> Int[Tensor, "prompt 4"]:
+        """Where each prompt stands, rows laid end to end; see `kernels.reference.last_attention`."""
+        start, _, rest, length = self.spans.unbind(1)
+        return torch.stack((torch.stack((start, length, rest, length), -1), self.spans), 1).flatten(0, 1)

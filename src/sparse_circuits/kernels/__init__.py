@@ -19,6 +19,7 @@ from sparse_circuits.kernels import (
     cpu_attention,
     cpu_fused,
     cpu_gate,
+    cpu_last,
     cpu_loss,
     cpu_packed,
     cpu_products,
@@ -136,6 +137,28 @@ def shared_attention(
         raise ValueError(f"spans reach beyond the {len(q)} tokens, or more is alike than there is")
     fits = not _forced_reference and cpu_attention.can_shared_attention(q, k, v)
     return (cpu_attention if fits else reference).shared_attention(q, k, v, sink, spans)
+
+
+def last_attention(
+    q: Float[Tensor, "prompt head d_head"],
+    k: Float[Tensor, "token head d_head"],
+    v: Float[Tensor, "token head d_head"],
+    sink: Float[Tensor, " head"] | None,
+    spans: Int[Tensor, "prompt 4"],
+) -> Float[Tensor, "prompt head d_head"]:
+    """Mix values for each prompt's last query alone; see `reference.last_attention`."""
+    if k.shape != v.shape or q.shape != (len(spans), *k.shape[1:]) or (sink is not None and len(sink) != q.shape[1]):
+        raise ValueError(
+            f"{len(spans)} prompts, queries {tuple(q.shape)}, keys {tuple(k.shape)} and values {tuple(v.shape)}"
+        )
+    start, n_first, rest, length = spans.unbind(1)
+    ends = torch.cat((start + n_first, rest + length - n_first))
+    if len(spans) and (
+        int(spans.min()) < 0 or int(ends.max()) > len(k) or bool(((n_first > length) | (length < 1)).any())
+    ):
+        raise ValueError(f"spans reach beyond the {len(k)} tokens, or are empty")
+    fits = not _forced_reference and cpu_last.can_last_attention(q, k, v)
+    return (cpu_last if fits else reference).last_attention(q, k, v, sink, spans)
 
 
 def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:

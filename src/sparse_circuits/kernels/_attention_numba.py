@@ -16,16 +16,14 @@ from sparse_circuits.kernels._vectors_numba import (
     LANES,
     N_ROW,
     add_tile,
-    add_vector,
     copy_vector,
-    dot,
     exp2,
     largest,
     set_tile,
     turn,
 )
 
-__all__ = ["backward", "backward_shared", "forward", "forward_last", "forward_shared", "set_threads"]
+__all__ = ["backward", "backward_shared", "forward", "forward_shared", "query_scale", "set_threads", "sum_of_powers"]
 
 HEADS_AT_ONCE = 4
 """Heads that one thread takes at a time; fewer where there are so few that threads would have nothing to do."""
@@ -59,7 +57,7 @@ def _start(steps, b, h):
 
 
 @numba.njit(cache=True)
-def _query_scale(d):
+def query_scale(d):
     """Return what makes scores be in units of ln 2, and of unit variance."""
     return LOG2_E / np.float32(math.sqrt(d))
 
@@ -77,7 +75,7 @@ def _copy(source, start, step, n_row, d, factor, target, to, to_step):
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
-def _sum_of_powers(row, highest):
+def sum_of_powers(row, highest):
     """Raise two to each number less the highest, in place; return the sum."""
     total = ZERO
     for j in range(row.size):
@@ -122,7 +120,7 @@ def _share_out(score, height, first, n_query, slot, highest, shrink):
         top = largest(score, r * height, n_key)
         top = slot if slot > top else top
         highest[first + r] = top
-        shrink[first + r] = ONE / (_sum_of_powers(row, top) + exp2(slot - top))
+        shrink[first + r] = ONE / (sum_of_powers(row, top) + exp2(slot - top))
 
 
 @numba.njit(cache=True)
@@ -160,7 +158,7 @@ def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, highest, shrink):
         score = np.empty(N_QUERY * height, np.float32)
         for index in range(job * at_once, min(n_batch * n_head, (job + 1) * at_once)):
             b, h = index // n_head, index % n_head
-            _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
+            _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, query_scale(d), queries, 0, width)
             turn(k, _start(k_steps, b, h), k_steps[2], n_pos, d, keys, 0, height)
             _copy(v, _start(v_steps, b, h), v_steps[2], n_pos, d, ONE, values, 0, width)
             sizes, at = (n_pos, 0, sink[h] * LOG2_E, d, width, height), (b * n_pos * n_head + h) * d
@@ -193,60 +191,13 @@ def forward_shared(q, q_steps, k, k_steps, v, v_steps, sink, spans, out, d, high
             for side in range(2):  # the second side leaves in its place what both begin with
                 own, start = side * spans[pair, 1], spans[pair, 2 * side]
                 n = length - own
-                _copy(q, _start(q_steps, start, h), q_steps[0], n, d, _query_scale(d), queries, own * width, width)
+                _copy(q, _start(q_steps, start, h), q_steps[0], n, d, query_scale(d), queries, own * width, width)
                 turn(k, _start(k_steps, start, h), k_steps[0], n, d, keys, own, height)
                 _copy(v, _start(v_steps, start, h), v_steps[0], n, d, ONE, values, own * width, width)
                 sizes, at = (length, own, sink[h] * LOG2_E, d, width, height), (start * n_head + h) * d
                 noted = (highest[pair, side, h], shrink[pair, side, h])
                 if n > 0:
                     _attend(queries, keys, values, *sizes, score, mixed, out, at, n_head * d, *noted)
-
-
-@numba.njit(cache=True, inline="always")
-def _product(a, a_at, b, b_at, n):
-    """Return the product of two vectors of n entries."""
-    n_whole = n // LANES * LANES
-    total = dot(a, a_at, b, b_at, n_whole)
-    for i in range(n_whole, n):
-        total += a[a_at + i] * b[b_at + i]
-    return total
-
-
-@numba.njit(cache=True, inline="always")
-def _add(source, source_at, factor, target, target_at, n):
-    """Add a vector of n entries, times a factor."""
-    n_whole = n // LANES * LANES
-    for i in range(0, n_whole, LANES):
-        add_vector(source, source_at + i, factor, target, target_at + i)
-    for i in range(n_whole, n):
-        target[target_at + i] += factor * source[source_at + i]
-
-
-@numba.njit(void(_ARRAY, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, int64, int64, int64, _ARRAY), cache=True)
-def forward_last(q, k, k_steps, v, v_steps, sink, n_query, n_pos, d, out):
-    """Fill `out` (batch, query, head, d) for queries `q`, alike, of the last few of `n_pos` positions.
-
-    Keys and values are gone through position by position, as a cache has them; their steps are as in `forward`.
-    """
-    n_head = sink.size
-    score = np.empty((n_head, n_pos), np.float32)
-    out[:] = ZERO
-    for index in range(q.size // (n_head * d)):
-        b, n_key, first = index // n_query, n_pos - n_query + index % n_query + 1, index * n_head * d
-        for j in range(n_key):
-            for h in range(n_head):
-                at = _start(k_steps, b, h) + j * k_steps[2]
-                score[h, j] = _product(q, first + h * d, k, at, d) * _query_scale(d)
-        for h in range(n_head):
-            row, slot = score[h, :n_key], sink[h] * LOG2_E
-            highest = max(row.max(), slot)
-            shrink = ONE / (_sum_of_powers(row, highest) + exp2(slot - highest))
-            for j in range(n_key):
-                row[j] *= shrink
-        for j in range(n_key):
-            for h in range(n_head):
-                at = _start(v_steps, b, h) + j * v_steps[2]
-                _add(v, at, score[h, j], out, first + h * d, d)
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
@@ -310,7 +261,7 @@ def _send_back(rows, turned, n_pos, own, d, width, height, scratch, sums, noted,
         _mix(by_score, height, n_key, keys, width, mixed)
         _collect(score, height, n_key, pulls, first, width, sum_v)
         _collect(by_score, height, n_key, queries, first, width, sum_k)
-        factor = _query_scale(d) * LN_2
+        factor = query_scale(d) * LN_2
         _copy(mixed, skipped * width, width, n_query - skipped, d, factor, by_q, to, step)
 
 
@@ -338,7 +289,7 @@ def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, highest, shri
         sum_k, sum_v = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
         for index in range(job * at_once, min(n_batch * n_head, (job + 1) * at_once)):
             b, h = index // n_head, index % n_head
-            _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, _query_scale(d), queries, 0, width)
+            _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, query_scale(d), queries, 0, width)
             _copy(k, _start(k_steps, b, h), k_steps[2], n_pos, d, ONE, keys, 0, width)
             _copy(grad, _start(grad_steps, b, h), grad_steps[2], n_pos, d, ONE, pulls, 0, width)
             turn(k, _start(k_steps, b, h), k_steps[2], n_pos, d, turned_keys, 0, height)
@@ -385,7 +336,7 @@ def backward_shared(
             for side in range(2):
                 own, start = side * n_alike, spans[pair, 2 * side]
                 n = length - own
-                _copy(q, _start(q_steps, start, h), q_steps[0], n, d, _query_scale(d), queries, own * width, width)
+                _copy(q, _start(q_steps, start, h), q_steps[0], n, d, query_scale(d), queries, own * width, width)
                 _copy(k, _start(k_steps, start, h), k_steps[0], n, d, ONE, keys, own * width, width)
                 _copy(grad, _start(grad_steps, start, h), grad_steps[0], n, d, ONE, pulls, own * width, width)
                 turn(k, _start(k_steps, start, h), k_steps[0], n, d, turned_keys, own, height)

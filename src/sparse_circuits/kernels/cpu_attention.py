@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels import reference
+from sparse_circuits.kernels import cpu_last, reference
 from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
+from sparse_circuits.kernels.cpu_last import in_heads, memory_of
 
 MIN_POS, MAX_POS = 16, 2048
 """Positions between which these loops are the faster ones; torch's fused attention is below, and further above not
@@ -45,7 +46,7 @@ def sink_attention(
     """
     sink = q.new_full((q.shape[1],), -torch.inf) if sink is None else sink
     if _is_last(q, k):
-        out = _attend_last(q, k, v, sink)
+        out = cpu_last.behind_cache(q, k, v, sink)
         return out if bool(out.sum().isfinite()) else reference.sink_attention(q, k, v, sink)
     out: Tensor = _NarrowAttention.apply(q, k, v, sink)  # pyright: ignore[reportAssignmentType]
     return out if bool(out.detach().sum().isfinite()) else reference.sink_attention(q, k, v, sink)
@@ -78,23 +79,13 @@ def _is_last(q: Tensor, k: Tensor) -> bool:
     return q.shape[-2] < k.shape[-2] and q.shape[-2] <= MAX_LAST and not torch.is_grad_enabled()
 
 
-def _attend_last(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Float[Tensor, "batch head query d_head"]:
-    k, v = _in_heads(k), _in_heads(v)
-    queries = q.detach().transpose(1, 2).contiguous()  # (batch, query, head, d_head)
-    out, logit = torch.empty_like(queries), sink.detach().to(torch.float32).contiguous()
-    shape, memory = (q.shape[-2], k.shape[-2], q.shape[-1]), (*_memory(k), *_memory(v))
-    compiled: Any = loops("_attention_numba")
-    compiled.forward_last(queries.view(-1).numpy(), *memory, logit.numpy(), *shape, out.view(-1).numpy())
-    return out.transpose(1, 2)
-
-
 class _NarrowAttention(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
-        q, k, v = _in_heads(q), _in_heads(k), _in_heads(v)
+        q, k, v = in_heads(q), in_heads(k), in_heads(v)
         out, (highest, shrink) = _by_position(q), q.new_empty(2, *q.shape[:3])
         logit = sink.detach().to(torch.float32).contiguous()
-        memory = (*_memory(q), *_memory(k), *_memory(v))
+        memory = (*memory_of(q), *memory_of(k), *memory_of(v))
         _threads().forward(*memory, logit.numpy(), out.view(-1).numpy(), q.shape[-1], highest.numpy(), shrink.numpy())
         ctx.save_for_backward(q, k, v, sink, highest, shrink)
         return out.transpose(1, 2)  # (batch, head, pos, d_head)
@@ -102,10 +93,10 @@ class _NarrowAttention(OnceDifferentiable):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         q, k, v, sink, highest, shrink = ctx.saved_tensors
-        grad = _in_heads(grads[0])
+        grad = in_heads(grads[0])
         by_q, by_k, by_v = (_by_position(q) for _ in range(3))
         mean = torch.empty_like(highest)
-        memory = (*_memory(q), *_memory(k), *_memory(v), *_memory(grad))
+        memory = (*memory_of(q), *memory_of(k), *memory_of(v), *memory_of(grad))
         filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
         _threads().backward(*memory, highest.numpy(), shrink.numpy(), mean.numpy(), *filled, q.shape[-1])
         by_sink = _by_sink(sink, highest, shrink, mean) if ctx.needs_input_grad[3] else None
@@ -115,10 +106,10 @@ class _NarrowAttention(OnceDifferentiable):
 class _SharedAttention(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, spans: Tensor) -> Tensor:
-        q, k, v = _in_heads(q), _in_heads(k), _in_heads(v)
+        q, k, v = in_heads(q), in_heads(k), in_heads(v)
         out, logit = q.new_zeros(q.shape), sink.detach().to(torch.float32).contiguous()
         highest, shrink = q.new_zeros(2, len(spans), 2, q.shape[1], int(spans[:, 3].max()))
-        memory = (*_memory(q), *_memory(k), *_memory(v), logit.numpy(), spans.numpy())
+        memory = (*memory_of(q), *memory_of(k), *memory_of(v), logit.numpy(), spans.numpy())
         _threads().forward_shared(*memory, out.view(-1).numpy(), q.shape[-1], highest.numpy(), shrink.numpy())
         ctx.save_for_backward(q, k, v, sink, spans, highest, shrink)
         return out
@@ -128,7 +119,7 @@ class _SharedAttention(OnceDifferentiable):
         q, k, v, sink, spans, highest, shrink = ctx.saved_tensors
         by_q, by_k, by_v = (q.new_zeros(q.shape) for _ in range(3))
         mean = torch.zeros_like(highest)
-        memory = (*_memory(q), *_memory(k), *_memory(v), *_memory(_in_heads(grads[0])), spans.numpy())
+        memory = (*memory_of(q), *memory_of(k), *memory_of(v), *memory_of(in_heads(grads[0])), spans.numpy())
         filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
         _threads().backward_shared(*memory, highest.numpy(), shrink.numpy(), mean.numpy(), *filled, q.shape[-1])
         by_sink = _by_sink(sink, highest, shrink, mean).sum(0) if ctx.needs_input_grad[3] else None
@@ -141,20 +132,9 @@ def _by_sink(sink: Tensor, highest: Tensor, shrink: Tensor, mean: Tensor) -> Flo
     return -(taken * mean).sum((0, -1)).to(sink.dtype)
 
 
-def _in_heads(x: Tensor) -> Tensor:
-    """Return x, copied if the entries of a head do not lie side by side."""
-    return x.detach() if x.stride(-1) == 1 else x.detach().contiguous()
-
-
 def _by_position(x: Tensor) -> Tensor:
     """Return an empty tensor (batch, pos, head, d_head) for x (batch, head, pos, d_head): as projections make them."""
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
-
-
-def _memory(x: Tensor) -> tuple[Any, tuple[int, ...]]:
-    """Return the memory of x (…, d_head) as one vector, and the steps of all axes but the last."""
-    size = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-    return x.as_strided((size,), (1,)).numpy(), x.stride()[:-1]
 
 
 def _threads() -> Any:

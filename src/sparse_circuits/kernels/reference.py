@@ -169,6 +169,31 @@ def shared_attention(
     return out
 
 
+def last_attention(
+    q: Float[Tensor, "prompt head d_head"],
+    k: Float[Tensor, "token head d_head"],
+    v: Float[Tensor, "token head d_head"],
+    sink: Float[Tensor, " head"] | None,
+    spans: Int[Tensor, "prompt 4"],
+) -> Float[Tensor, "prompt head d_head"]:
+    """Mix the values of each prompt's tokens for its last query alone.
+
+    Args:
+        q: One query a prompt, at its last token.
+        k: Keys of all tokens.
+        v: Values.
+        sink: See `sink_attention`.
+        spans: For each prompt, where it starts, how many of its tokens stand there, where the rest stands, and how many
+            they are in all, at least 1. Prompts may have tokens in common.
+    """
+    start, n_first, rest, length = spans[:, :, None].unbind(1)  # (prompt, 1) each
+    j = torch.arange(int(length.max()), device=q.device)
+    places = torch.where(j < n_first, start + j, rest + j - n_first).where(j < length, start)  # (prompt, pos)
+    score = torch.einsum("phd,pjhd->phj", q, k[places]) * q.shape[-1] ** -0.5
+    share = softmax_with_sink(score.masked_fill((j >= length)[:, None], -torch.inf)[:, :, None], sink)[:, :, 0]
+    return torch.einsum("phj,pjhd->phd", share, v[places])
+
+
 def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:
     """Return the loss of predicting the targets, −ln softmax(logits)[target], in nats, averaged over rows.
 

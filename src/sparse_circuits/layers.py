@@ -85,9 +85,11 @@ class Norm(nn.Module):
         if self.centres:
             x = x - x.mean(-1, keepdim=True)
         eps = 1e-5 if self.centres else torch.finfo(x.dtype).eps
-        scale = self.scale((x.square().mean(-1, keepdim=True) + eps).rsqrt())  # (batch, pos, 1)
-        x = x * scale * self.weight
-        return x if self.bias is None else x + self.bias
+        out, scale = kernels.rms_norm(x, self.weight, eps)
+        scale = self.scale(scale)  # (batch, pos, 1)
+        if self.scale.edits:
+            out = x * scale * self.weight
+        return out if self.bias is None else out + self.bias
 
 
 class AbsTopK(nn.Module):

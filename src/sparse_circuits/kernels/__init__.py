@@ -21,6 +21,7 @@ from sparse_circuits.kernels import (
     cpu_gate,
     cpu_last,
     cpu_loss,
+    cpu_norm,
     cpu_packed,
     cpu_products,
     cpu_projection,
@@ -70,6 +71,16 @@ def gated_topk(
         raise ValueError(f"gates {tuple(gate.shape)} and values {tuple(value.shape)} for {x.shape[-1]} channels")
     version = cpu_gate if not _forced_reference and cpu_gate.can_gated_topk(x, gate, value) else reference
     return version.gated_topk(x, gate, value, n_keep)
+
+
+def rms_norm(
+    x: Float[Tensor, "*batch channel"], gain: Float[Tensor, " channel"], eps: float
+) -> tuple[Float[Tensor, "*batch channel"], Float[Tensor, "*batch 1"]]:
+    """Scale vectors to unit mean square, then by the gain; see `reference.rms_norm`."""
+    if gain.shape != x.shape[-1:]:
+        raise ValueError(f"a gain {tuple(gain.shape)} for {x.shape[-1]} channels")
+    version = cpu_norm if not _forced_reference and cpu_norm.can_rms_norm(x, gain) else reference
+    return version.rms_norm(x, gain, eps)
 
 
 def linear(

@@ -8,7 +8,7 @@ import math
 
 import numba
 import numpy as np
-from numba import float32, get_num_threads, int64, prange, types, void
+from numba import float32, int64, prange, types, void
 
 from sparse_circuits.kernels._attention_numba import query_scale, sum_of_powers
 from sparse_circuits.kernels._threads_numba import set_threads
@@ -122,20 +122,19 @@ def forward(q, k, k_steps, v, v_steps, sink, spans, d, out, share):
 
 @numba.njit(
     void(
-        *(_ARRAY, _ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _SPANS, _BY_KEY, int64),
+        *(_ARRAY, _ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _SPANS, _BY_KEY, int64, int64),
         *(_BY_HEAD, _ARRAY, _ARRAY, _ARRAY),
     ),
     cache=True,
     parallel=True,
 )
-def backward(q, k, k_steps, v, v_steps, grad, spans, share, d, mean, by_q, by_k, by_v):
+def backward(q, k, k_steps, v, v_steps, grad, spans, share, d, n_job, mean, by_q, by_k, by_v):
     """Fill `mean` (prompt, head), that of the shares' gradients weighted with the shares, and add to the gradients.
 
-    Threads share the heads, as prompts may have tokens in common. Gradients lie as (prompt or token, head, d).
+    The heads go to `n_job` threads, as prompts may have tokens in common. Gradients lie as (prompt or token, head, d).
     """
     n_prompt, n_head, n_most = share.shape
     factor = ONE / np.float32(math.sqrt(d))
-    n_job = get_num_threads()
     for job in prange(n_job):
         heads = (job * n_head // n_job, (job + 1) * n_head // n_job)
         by_share = np.empty((n_head, n_most), np.float32)

@@ -51,7 +51,8 @@ class _LastAttention(OnceDifferentiable):
         mean = q.new_empty(q.shape[:2])
         given = (q.view(-1).numpy(), *memory_of(k), *memory_of(v), grads[0].contiguous().view(-1).numpy())
         filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
-        _threads().backward(*given, spans.numpy(), share.numpy(), q.shape[-1], mean.numpy(), *filled)
+        sizes = (q.shape[-1], torch.get_num_threads())
+        _threads().backward(*given, spans.numpy(), share.numpy(), *sizes, mean.numpy(), *filled)
         by_sink = -((1 - share.sum(-1)) * mean).sum(0) if ctx.needs_input_grad[3] else None
         return by_q, by_k, by_v, by_sink, None
 

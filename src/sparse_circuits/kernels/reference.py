@@ -65,6 +65,20 @@ def gated_topk(
     return (gate * runs + (1 - gate) * value).flatten(0, 1)
 
 
+def rms_norm(
+    x: Float[Tensor, "*batch channel"], gain: Float[Tensor, " channel"], eps: float
+) -> tuple[Float[Tensor, "*batch channel"], Float[Tensor, "*batch 1"]]:
+    """Scale each vector to unit mean square, then by the gain; return that, and each vector's scale.
+
+    Args:
+        x: Vectors along the last axis.
+        gain: One a channel.
+        eps: Added to the mean square.
+    """
+    scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return x * scale * gain, scale
+
+
 def linear(
     x: Float[Tensor, "*batch source"], weight: Float[Tensor, "target source"], bias: Float[Tensor, " target"] | None
 ) -> Float[Tensor, "*batch target"]:

@@ -33,16 +33,17 @@ def magnitude(x):
     return bits_of(x) & MAGNITUDE
 
 
-@numba.njit("Tuple((int32, float32))(float32[::1], int32[::1])", cache=True, fastmath={"reassoc", "nsz"})
+@numba.njit("Tuple((int32, float32, uint32))(float32[::1], int32[::1])", cache=True, fastmath={"reassoc", "nsz"})
 def measured(row, magnitudes):
-    """Write a row's magnitudes, as bits; return the largest (as bits), and their sum."""
+    """Write a row's magnitudes, as bits; return the largest (as bits), their sum, and how many are not zero."""
     for i in range(row.size):
         magnitudes[i] = magnitude(row[i])
-    largest, total = np.int32(0), np.float32(0)
+    largest, total, n_nonzero = np.int32(0), np.float32(0), np.uint32(0)
     for i in range(row.size):
         largest = max(largest, magnitudes[i])
         total += value_of(magnitudes[i])
-    return largest, total
+        n_nonzero += np.uint32(magnitudes[i] > 0)
+    return largest, total, n_nonzero
 
 
 @numba.njit(uint32(int32[::1], int32), cache=True)
@@ -72,8 +73,8 @@ def row_threshold(row, n_keep, magnitudes, guess):
     magnitude below is the one, so that trials aim between the two. What is left is halved. No guess changes the result.
     """
     size = row.size
-    largest, total = measured(row, magnitudes)
-    n_low = float64(_count(magnitudes, np.int32(1)))
+    largest, total, n_nonzero = measured(row, magnitudes)
+    n_low = float64(n_nonzero)
     if n_keep == 0:
         return MAGNITUDE
     if n_low <= n_keep:

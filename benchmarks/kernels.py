@@ -6,9 +6,11 @@ CHECKOUT is openai/circuit_sparsity with its training script, whose own projecti
 matrix. On a GPU each row also has the time that moving its bytes once takes, from a copy measured in the same run.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from measuring import in_turn, parser, report, told
@@ -16,6 +18,21 @@ from peers import release
 
 from sparse_circuits import kernels
 from sparse_circuits.kernels import cpu_products
+from sparse_circuits.memory import keep_freed_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is timed."""
+
+    actions: dict[str, Callable[[], Any]]
+    """Ours first, then the other."""
+
+    n_byte: int = 0
+    """What ours has to move once."""
+
+    prepare: Callable[[], Any] = lambda: None
+    """Comes before each, not timed."""
 
 
 def scattered(x: torch.Tensor, n_keep: int) -> torch.Tensor:
@@ -49,8 +66,8 @@ def both_ways(x: torch.Tensor, n_target: int, share: float) -> dict[str, Callabl
     return {"ours": lambda: go(1.0), "dense": lambda: go(-1.0)}
 
 
-def cases(arguments) -> dict[str, tuple[dict[str, Callable[[], object]], int]]:
-    """Return what is timed: by case, ours first, then the other; and the bytes that ours has to move once."""
+def cases(arguments) -> dict[str, Case]:
+    """Return the cases by name."""
     device, found = arguments.device, {}
     for n_row, width in (
         ((4096, 256), (4096, 1024), (512, 4096)) if device == "cpu" else ((16_384, 1024), (16_384, 4096))
@@ -58,27 +75,24 @@ def cases(arguments) -> dict[str, tuple[dict[str, Callable[[], object]], int]]:
         x = torch.randn(n_row, width, device=device)
         act = {"ours": lambda x=x: kernels.abs_topk(x, x.shape[-1] // 4)}
         act["torch.topk and scatter"] = lambda x=x: scattered(x, x.shape[-1] // 4)
-        found[f"AbsTopK forward, {n_row} × {width}"] = (act, 9 * x.numel())
-    weight = torch.randn(4096, 1024, device=device) * 0.02
+        found[f"AbsTopK forward, {n_row} × {width}"] = Case(act, 9 * x.numel())
     train = release(arguments.peer, "train") if arguments.peer else None
+    weight = torch.randn(4096, 1024, device=device) * 0.02
+    projected = torch.empty_like(weight)
     for density in (0.9, 0.25, 1 / 64):
-        n_keep = int(density * weight.numel())
-
-        def project(w: torch.Tensor = weight, n: int = n_keep) -> None:
-            kernels.keep_largest_(w.clone(), n, n_alive=4)
-
-        act = {"ours": project}
+        n_keep = int(density * projected.numel())
+        act = {"ours": lambda n=n_keep: kernels.keep_largest_(projected, n, n_alive=4)}
         if train:
             how = {"expansion_factor": 4, "expansion_factor_mlp": 4, "achyuta_mixed_neuronwise_v2": True}
             how |= {"minimum_alive_per_neuron": 4, "pfrac": 16 * density, "final_pfrac": 16 * density}
-            act["the release's"] = lambda h=how: train.apply_topk_(one_matrix(weight.clone()), **h)
-        found[f"projection of 4.2 million weights to {density:.3g}, 4 a neuron"] = (act, 8 * weight.numel())
+            act["the release's"] = lambda h=how: train.apply_topk_(one_matrix(projected), **h)
+        name = f"projection of 4.2 million weights to {density:.3g}, 4 a neuron"
+        found[name] = Case(act, 8 * projected.numel(), lambda: projected.copy_(weight))
     if device != "cpu":
         many = [torch.randn(4096, 1024, device=device) for _ in range(24)]
         jobs = [(w, w.numel() // 64, 4, 0) for w in many]
-        found["projection of 100 million weights together"] = (
-            {"ours": lambda: kernels.keep_largest_many_(jobs)},
-            8 * 24 * weight.numel(),
+        found["projection of 100 million weights together"] = Case(
+            {"ours": lambda: kernels.keep_largest_many_(jobs)}, 8 * 24 * weight.numel()
         )
         return found
     for n_row, n_source, n_target in ((2048, 256, 1024), (512, 1024, 4096)):
@@ -87,12 +101,12 @@ def cases(arguments) -> dict[str, tuple[dict[str, Callable[[], object]], int]]:
             w = torch.randn(n_target, n_source) * (torch.rand(n_target, n_source) < density)
             packed = kernels.pack(w)
             act = {"ours": lambda x=x, p=packed: kernels.packed_linear(x, p), "dense": lambda x=x, w=w: x @ w.T}
-            found[f"product of {n_row} vectors, {n_target} × {n_source}, density {density:.3g}"] = (act, 0)
+            found[f"product of {n_row} vectors, {n_target} × {n_source}, density {density:.3g}"] = Case(act)
             act = {"ours": lambda w=w: kernels.pack(w)}
-            found[f"packing {n_target} × {n_source}, density {density:.3g}"] = (act, 0)
+            found[f"packing {n_target} × {n_source}, density {density:.3g}"] = Case(act)
         for share in (0.25, 0.35, 0.5):
             name = f"{n_row} vectors, whole {n_target} × {n_source}, forward and back, {share} of entries nonzero"
-            found[name] = (both_ways(x, n_target, share), 0)
+            found[name] = Case(both_ways(x, n_target, share))
     return found
 
 
@@ -101,16 +115,18 @@ def main() -> None:
     parse = parser(__doc__)
     parse.add_argument("--peer", type=Path)
     arguments = parse.parse_args()
+    keep_freed_memory()
     copied = torch.randn(1 << 26, device=arguments.device)
     rows, results = (
         [["what", "ours", "other", "ratio", *(["its bytes once", "ratio"] * (arguments.device != "cpu"))]],
         {},
     )
-    for name, (actions, n_byte) in cases(arguments).items():
-        timed = dict(actions)
+    for name, case in cases(arguments).items():
+        timed = dict(case.actions)
         if arguments.device != "cpu":
             timed["copy"] = copied.clone
-        found = results[name] = in_turn(timed, rounds=arguments.rounds, clock=arguments.clock, device=arguments.device)
+        how = {"rounds": arguments.rounds, "clock": arguments.clock, "device": arguments.device}
+        found = results[name] = in_turn(timed, **how, prepare=case.prepare)
         other = next((seconds for key, seconds in found.items() if key not in ("ours", "copy")), None)
         row = [
             name,
@@ -119,7 +135,7 @@ def main() -> None:
             f"{other / found['ours']:.1f}" if other else "–",
         ]
         if "copy" in found:
-            floor = found["copy"] * n_byte / (8 * copied.numel())
+            floor = found["copy"] * case.n_byte / (8 * copied.numel())
             row += [told(floor), f"{found['ours'] / floor:.1f}"]
         rows.append(row)
     notes = [f"medians of {arguments.rounds}, {arguments.clock} time, {torch.get_num_threads()} threads"]

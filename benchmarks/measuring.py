@@ -32,12 +32,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def in_turn(
-    actions: Mapping[str, Callable[[], Any]], *, rounds: int, clock: str, device: str = "cpu", warm: bool = True
+    actions: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    clock: str,
+    device: str = "cpu",
+    warm: bool = True,
+    prepare: Callable[[], Any] = lambda: None,
 ) -> dict[str, float]:
-    """Time each action once a round, in turn, and return its median seconds."""
+    """Time each action once a round, in turn, and return its median seconds; what prepares it is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds + warm):
         for name, act in actions.items():
+            prepare()
             start = _now(clock, device)
             act()
             if turn >= warm:

@@ -2,10 +2,10 @@
 
 import numba
 import numpy as np
-from numba import int64, prange, uint32, void
+from numba import int32, int64, prange, uint32, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
-from sparse_circuits.kernels._topk_numba import MAGNITUDE
+from sparse_circuits.kernels._topk_numba import MAGNITUDE, count
 
 __all__ = [
     "count_above_by_column",
@@ -19,65 +19,92 @@ __all__ = [
     "set_threads",
 ]
 
+N_SAMPLE = 1 << 14
+"""Entries that a sample has, at least, of those that have as many."""
 
-@numba.njit(void(uint32[::1], int64[::1]), cache=True)
-def _count_sizes(bits, counts):
-    """Count magnitudes by their upper 13 bits.
+DOUBT = 3.0
+"""Standard deviations that a rank in a sample is given on both sides."""
 
-    Neighbouring entries are often of one size, and a counter that was just written can't be read at once: four
-    histograms take turns.
+N_BLOCK = 512
+"""Entries that are compared together; eight of which none is of interest are passed over."""
+
+
+@numba.njit(int32[::1](uint32[::1]), cache=True)
+def _sample(bits):
+    """Return some N_SAMPLE magnitudes or all, from all columns alike where bits are those of a matrix."""
+    return (bits[:: max(1, bits.size // N_SAMPLE) | 1] & MAGNITUDE).astype(np.int32)
+
+
+@numba.njit("UniTuple(int32, 2)(int32[::1], float64, float64)", cache=True)
+def _bracket(sample, share, doubt):
+    """Return two magnitudes that the one with so large a share at or above it most likely lies between.
+
+    It is above the first, and at most the second. Their ranks in the sample are `doubt` standard deviations away, and
+    beyond its ends every magnitude is in between.
     """
-    turns = np.zeros((4, 8192), dtype=np.int64)
-    n_whole = bits.size // 4 * 4
-    for i in range(0, n_whole, 4):
-        turns[0, (bits[i] & MAGNITUDE) >> np.uint32(18)] += 1
-        turns[1, (bits[i + 1] & MAGNITUDE) >> np.uint32(18)] += 1
-        turns[2, (bits[i + 2] & MAGNITUDE) >> np.uint32(18)] += 1
-        turns[3, (bits[i + 3] & MAGNITUDE) >> np.uint32(18)] += 1
-    for i in range(n_whole, bits.size):
-        turns[0, (bits[i] & MAGNITUDE) >> np.uint32(18)] += 1
-    counts[:] = turns[0] + turns[1] + turns[2] + turns[3]
+    rank, spread = share * sample.size, doubt * np.sqrt(share * (1 - share) * sample.size) + 1
+    low, high = np.int32(-1), MAGNITUDE
+    if rank + spread < sample.size:
+        place = sample.size - 1 - int64(rank + spread)
+        low = np.int32(np.partition(sample, place)[place] - 1)
+    if rank - spread >= 1:
+        place = sample.size - int64(rank - spread)
+        high = np.int32(np.partition(sample, place)[place])
+    return low, high
 
 
-@numba.njit(void(uint32[::1], int64, uint32[::1]), cache=True)
-def _collect_size(bits, size, inside):
-    """Write down the magnitudes with these upper 13 bits."""
-    j = 0
-    for i in range(bits.size):
-        magnitude = bits[i] & MAGNITUDE
-        if magnitude >> np.uint32(18) == size:
-            inside[j] = magnitude
-            j += 1
+@numba.njit("UniTuple(int64, 2)(uint32[::1], int32, int32, int32[::1])", cache=True)
+def _collect(bits, low, high, inside):
+    """Count the magnitudes above the higher one, and write down and count those from there to above the lower one."""
+    n_above, n_inside = 0, 0
+    is_inside = np.zeros(N_BLOCK, np.uint8)
+    eight = is_inside.view(np.uint64)
+    for start in range(0, bits.size, N_BLOCK):
+        part, n_larger = bits[start : start + N_BLOCK], np.uint32(0)
+        for i in range(part.size):
+            size = np.int32(part[i] & MAGNITUDE)
+            n_larger += np.uint32(size > high)
+            is_inside[i] = np.uint8((size > low) & (size <= high))
+        is_inside[part.size :] = 0
+        n_above += n_larger
+        for j in range(eight.size):
+            if eight[j] != 0:
+                for i in range(8 * j, min(8 * j + 8, part.size)):
+                    inside[n_inside] = np.int32(part[i] & MAGNITUDE)
+                    n_inside += int64(is_inside[i])
+    return n_above, n_inside
 
 
 @numba.njit(uint32(uint32[::1], int64, int64), cache=True, parallel=True)
 def _nth_largest(bits, n, n_part):
-    """Return the `n`-th largest magnitude (n from 1), by histograms of 13, then 9, then 9 bits; one thread a part."""
-    width = -(-bits.size // n_part)
-    of_parts = np.zeros((n_part, 8192), dtype=np.int64)
-    for p in prange(n_part):
-        _count_sizes(bits[p * width : (p + 1) * width], of_parts[p])
-    counts = of_parts.sum(0)
-    top, left = 8191, n
-    while counts[top] < left:
-        left -= counts[top]
-        top -= 1
-    ends = of_parts[:, top].cumsum()
-    inside = np.empty(counts[top], dtype=np.uint32)  # the entries of the bin that holds the n-th
-    for p in prange(n_part):
-        _collect_size(bits[p * width : (p + 1) * width], top, inside[ends[p] - of_parts[p, top] : ends[p]])
-    found = np.uint32(top) << np.uint32(18)
-    for shift in (np.uint32(9), np.uint32(0)):
-        counts = np.zeros(512, dtype=np.int64)
-        for i in range(inside.size):
-            if inside[i] >> (shift + np.uint32(9)) == found >> (shift + np.uint32(9)):
-                counts[(inside[i] >> shift) & np.uint32(511)] += 1
-        top = 511
-        while counts[top] < left:
-            left -= counts[top]
-            top -= 1
-        found |= np.uint32(top) << shift
-    return found
+    """Return the `n`-th largest magnitude (n from 1); one thread a part.
+
+    A sample says what it most likely lies between. One pass counts what is above, and collects the few in between,
+    among which it is found by halving; if it is not there, the bracket is widened, in the end to everything.
+    """
+    width, sample, doubt = -(-bits.size // n_part), _sample(bits), DOUBT
+    found, counts = np.empty((n_part, width + 1), np.int32), np.zeros((n_part, 2), np.int64)
+    low, high = _bracket(sample, n / bits.size, doubt)
+    while True:
+        for p in prange(n_part):
+            counts[p, 0], counts[p, 1] = _collect(bits[p * width : (p + 1) * width], low, high, found[p])
+        n_above, n_inside = counts[:, 0].sum(), counts[:, 1].sum()
+        if n_above < n <= n_above + n_inside:
+            break
+        doubt *= 10
+        low, high = _bracket(sample, n / bits.size, doubt)
+    inside, end = np.empty(n_inside, np.int32), 0
+    for p in range(n_part):
+        inside[end : end + counts[p, 1]] = found[p, : counts[p, 1]]
+        end += counts[p, 1]
+    least, most = int64(low) + 1, int64(high) + 1  # at or above these are n or more, and fewer
+    while most - least > 1:
+        middle = (least + most) // 2
+        if n_above + int64(count(inside, np.int32(middle))) >= n:
+            least = middle
+        else:
+            most = middle
+    return np.uint32(least)
 
 
 @numba.njit(void(uint32[::1], int64, int64), cache=True, parallel=True)
@@ -102,14 +129,8 @@ def keep_largest_bits(bits, n_keep, n_part):
 
 @numba.njit(uint32(uint32[::1], int64), cache=True)
 def rarely_exceeded(bits, n):
-    """Return a magnitude that fewer than `n` entries exceed, by a sample of some 16,384: most likely, not surely."""
-    sample = bits[:: max(1, bits.size // 16384)] & MAGNITUDE
-    rank = n * sample.size / bits.size
-    i = int64(rank - 3 * np.sqrt(rank) - 1)
-    if i < 0:
-        return MAGNITUDE
-    place = sample.size - 1 - i
-    return np.partition(sample, place)[place]
+    """Return a magnitude that fewer than `n` entries exceed: most likely, not surely."""
+    return np.uint32(_bracket(_sample(bits), n / bits.size, DOUBT)[1])
 
 
 @numba.njit(void(uint32[:, ::1], uint32, int64[::1]), cache=True, parallel=True)

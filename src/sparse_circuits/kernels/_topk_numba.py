@@ -13,7 +13,15 @@ from numba import boolean, float32, float64, int32, int64, prange, uint32, void
 from sparse_circuits.kernels._threads_numba import set_threads
 from sparse_circuits.kernels._vectors_numba import bits_of, value_of
 
-__all__ = ["abs_topk_row", "abs_topk_rows", "abs_topk_rows_parallel", "row_threshold", "set_threads", "where_kept"]
+__all__ = [
+    "abs_topk_row",
+    "abs_topk_rows",
+    "abs_topk_rows_parallel",
+    "count",
+    "row_threshold",
+    "set_threads",
+    "where_kept",
+]
 
 MAGNITUDE = np.int32(0x7FFFFFFF)
 """All bits of a float32 but the sign."""
@@ -47,7 +55,8 @@ def measured(row, magnitudes):
 
 
 @numba.njit(uint32(int32[::1], int32), cache=True)
-def _count(magnitudes, threshold):
+def count(magnitudes, threshold):
+    """Count the magnitudes at or above the threshold."""
     n_above = np.uint32(0)
     for i in range(magnitudes.size):
         n_above += np.uint32(magnitudes[i] >= threshold)
@@ -88,7 +97,7 @@ def row_threshold(row, n_keep, magnitudes, guess):
         trial = min(guess[0] * mean, 0.9 * high)
         for i in range(N_TRIAL):
             bits = bits_of(np.float32(trial))
-            n_above = float64(_count(magnitudes, bits))
+            n_above = float64(count(magnitudes, bits))
             if n_above == n_keep or n_above == n_keep - 1:
                 guess[0] += 0.1 * (trial / mean - guess[0])
                 return bits if n_above == n_keep else _next_below(magnitudes, bits)
@@ -100,7 +109,7 @@ def row_threshold(row, n_keep, magnitudes, guess):
             trial = low + (high - low) * (0.5 if i % 4 == 3 else min(max(share, 0.02), 0.98))
     while high_bits - low_bits > 1:
         middle = (low_bits + high_bits) // 2
-        n_above = float64(_count(magnitudes, np.int32(middle)))
+        n_above = float64(count(magnitudes, np.int32(middle)))
         if n_above == n_keep:
             return np.int32(middle)
         if n_above > n_keep:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_circuits import kernels
-from sparse_circuits.kernels import compiled, cpu_projection, reference
+from sparse_circuits.kernels import _projection_numba, compiled, cpu_projection, reference
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, math.inf, -math.inf, math.nan]
 
@@ -129,6 +129,28 @@ def test_the_projection_of_a_long_vector_is_the_references(kind):
     cpu_projection.keep_largest_(fast, 7_001)
     reference.keep_largest_(slow, 7_001)
     assert torch.equal(fast, slow)
+
+
+@pytest.mark.parametrize("kind", ["random", "mostly zero", "two sizes", "sampled ones mislead", "NaN and infinity"])
+def test_the_projection_of_more_than_a_sample_is_the_references(kind):
+    size = 10 * _projection_numba.N_SAMPLE
+    generator = torch.Generator().manual_seed(0)
+    weight, is_some = torch.randn(size, generator=generator), torch.rand(size, generator=generator) < 0.1
+    if kind == "mostly zero":
+        weight.mul_(is_some)
+    elif kind == "two sizes":
+        weight = torch.where(is_some, -2.0, 1.0)
+    elif kind == "sampled ones mislead":
+        weight[:: size // _projection_numba.N_SAMPLE | 1] = 9.0
+    elif kind == "NaN and infinity":
+        weight[is_some] = torch.inf
+        weight[:100] = torch.nan
+    n_some = int(is_some.sum())
+    for n_keep in (1, 100, 101, n_some - 1, n_some, n_some + 1, size // 4, size - 1, size):
+        fast, slow = weight.clone(), weight.clone()
+        cpu_projection.keep_largest_(fast, n_keep)
+        reference.keep_largest_(slow, n_keep)
+        assert same(fast, slow)
 
 
 @pytest.mark.parametrize("n_thread", [1, 2, 3, 7])

@@ -5,7 +5,7 @@ import numpy as np
 from numba import int32, int64, prange, uint32, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
-from sparse_circuits.kernels._topk_numba import MAGNITUDE, count
+from sparse_circuits.kernels._topk_numba import MAGNITUDE
 
 __all__ = [
     "count_above_by_column",
@@ -37,74 +37,94 @@ def _sample(bits):
 
 @numba.njit("UniTuple(int32, 2)(int32[::1], float64, float64)", cache=True)
 def _bracket(sample, share, doubt):
-    """Return two magnitudes that the one with so large a share at or above it most likely lies between.
+    """Return two magnitudes that the one with so large a share at or above it most likely lies between, or is.
 
-    It is above the first, and at most the second. Their ranks in the sample are `doubt` standard deviations away, and
-    beyond its ends every magnitude is in between.
+    Their ranks in the sample are `doubt` standard deviations away; beyond its ends every magnitude is in between.
     """
     rank, spread = share * sample.size, doubt * np.sqrt(share * (1 - share) * sample.size) + 1
     low, high = np.int32(-1), MAGNITUDE
     if rank + spread < sample.size:
         place = sample.size - 1 - int64(rank + spread)
-        low = np.int32(np.partition(sample, place)[place] - 1)
+        low = np.partition(sample, place)[place]
     if rank - spread >= 1:
         place = sample.size - int64(rank - spread)
-        high = np.int32(np.partition(sample, place)[place])
+        high = np.partition(sample, place)[place]
     return low, high
 
 
 @numba.njit("UniTuple(int64, 2)(uint32[::1], int32, int32, int32[::1])", cache=True)
 def _collect(bits, low, high, inside):
-    """Count the magnitudes above the higher one, and write down and count those from there to above the lower one."""
-    n_above, n_inside = 0, 0
+    """Count the magnitudes at or above the higher one, and write down and count those between both."""
+    n_high, n_inside = 0, 0
     is_inside = np.zeros(N_BLOCK, np.uint8)
     eight = is_inside.view(np.uint64)
     for start in range(0, bits.size, N_BLOCK):
         part, n_larger = bits[start : start + N_BLOCK], np.uint32(0)
         for i in range(part.size):
             size = np.int32(part[i] & MAGNITUDE)
-            n_larger += np.uint32(size > high)
-            is_inside[i] = np.uint8((size > low) & (size <= high))
+            n_larger += np.uint32(size >= high)
+            is_inside[i] = np.uint8((size > low) & (size < high))
         is_inside[part.size :] = 0
-        n_above += n_larger
+        n_high += n_larger
         for j in range(eight.size):
             if eight[j] != 0:
                 for i in range(8 * j, min(8 * j + 8, part.size)):
                     inside[n_inside] = np.int32(part[i] & MAGNITUDE)
                     n_inside += int64(is_inside[i])
-    return n_above, n_inside
+    return n_high, n_inside
 
 
-@numba.njit(uint32(uint32[::1], int64, int64), cache=True, parallel=True)
+@numba.njit(int32(int32[::1], int64), cache=True)
+def _nth_of(sizes, n):
+    """Return the `n`-th largest (n from 1), by histograms of 13, then 9, then 9 bits."""
+    found = np.int32(0)
+    for shift, n_bin in ((18, 8192), (9, 512), (0, 512)):
+        counts, top = np.zeros(n_bin, np.int64), np.int32(n_bin - 1)
+        for i in range(sizes.size):
+            counts[(sizes[i] >> np.int32(shift)) & top] += 1
+        while counts[top] < n:
+            n -= counts[top]
+            top -= 1
+        found |= top << np.int32(shift)
+        sizes = sizes[sizes >> np.int32(shift) == found >> np.int32(shift)]
+    return found
+
+
+@numba.njit(int64(uint32[::1], int32), cache=True, parallel=True)
+def _count_above(bits, size):
+    n = 0
+    for i in prange(bits.size):
+        n += np.int64(np.int32(bits[i] & MAGNITUDE) > size)
+    return n
+
+
+@numba.njit(int32(uint32[::1], int64, int64), cache=True, parallel=True)
 def _nth_largest(bits, n, n_part):
     """Return the `n`-th largest magnitude (n from 1); one thread a part.
 
-    A sample says what it most likely lies between. One pass counts what is above, and collects the few in between,
-    among which it is found by halving; if it is not there, the bracket is widened, in the end to everything.
+    A sample says what it most likely lies between. One pass counts what is above, and collects the few in between. If
+    it is neither among them nor, as with many ties, one of both ends, the bracket is widened, at last to everything.
     """
     width, sample, doubt = -(-bits.size // n_part), _sample(bits), DOUBT
     found, counts = np.empty((n_part, width + 1), np.int32), np.zeros((n_part, 2), np.int64)
-    low, high = _bracket(sample, n / bits.size, doubt)
     while True:
+        low, high = _bracket(sample, n / bits.size, doubt)
         for p in prange(n_part):
             counts[p, 0], counts[p, 1] = _collect(bits[p * width : (p + 1) * width], low, high, found[p])
-        n_above, n_inside = counts[:, 0].sum(), counts[:, 1].sum()
-        if n_above < n <= n_above + n_inside:
+        n_high, n_inside = counts[:, 0].sum(), counts[:, 1].sum()
+        if n <= n_high:
+            if n > _count_above(bits, high):
+                return high
+        elif n <= n_high + n_inside:
             break
+        elif n <= _count_above(bits, low - np.int32(1)):
+            return low
         doubt *= 10
-        low, high = _bracket(sample, n / bits.size, doubt)
     inside, end = np.empty(n_inside, np.int32), 0
     for p in range(n_part):
         inside[end : end + counts[p, 1]] = found[p, : counts[p, 1]]
         end += counts[p, 1]
-    least, most = int64(low) + 1, int64(high) + 1  # at or above these are n or more, and fewer
-    while most - least > 1:
-        middle = (least + most) // 2
-        if n_above + int64(count(inside, np.int32(middle))) >= n:
-            least = middle
-        else:
-            most = middle
-    return np.uint32(least)
+    return _nth_of(inside, n - n_high)
 
 
 @numba.njit(void(uint32[::1], int64, int64), cache=True, parallel=True)
@@ -113,7 +133,7 @@ def keep_largest_bits(bits, n_keep, n_part):
     if n_keep == 0:
         bits[:] = 0
         return
-    threshold = _nth_largest(bits, n_keep, n_part)
+    threshold = np.uint32(_nth_largest(bits, n_keep, n_part))
     n_kept = 0
     for i in prange(bits.size):
         is_kept = (bits[i] & MAGNITUDE) >= threshold

@@ -17,7 +17,6 @@ __all__ = [
     "abs_topk_row",
     "abs_topk_rows",
     "abs_topk_rows_parallel",
-    "count",
     "row_threshold",
     "set_threads",
     "where_kept",
@@ -55,8 +54,7 @@ def measured(row, magnitudes):
 
 
 @numba.njit(uint32(int32[::1], int32), cache=True)
-def count(magnitudes, threshold):
-    """Count the magnitudes at or above the threshold."""
+def _count(magnitudes, threshold):
     n_above = np.uint32(0)
     for i in range(magnitudes.size):
         n_above += np.uint32(magnitudes[i] >= threshold)
@@ -97,7 +95,7 @@ def row_threshold(row, n_keep, magnitudes, guess):
         trial = min(guess[0] * mean, 0.9 * high)
         for i in range(N_TRIAL):
             bits = bits_of(np.float32(trial))
-            n_above = float64(count(magnitudes, bits))
+            n_above = float64(_count(magnitudes, bits))
             if n_above == n_keep or n_above == n_keep - 1:
                 guess[0] += 0.1 * (trial / mean - guess[0])
                 return bits if n_above == n_keep else _next_below(magnitudes, bits)
@@ -109,7 +107,7 @@ def row_threshold(row, n_keep, magnitudes, guess):
             trial = low + (high - low) * (0.5 if i % 4 == 3 else min(max(share, 0.02), 0.98))
     while high_bits - low_bits > 1:
         middle = (low_bits + high_bits) // 2
-        n_above = float64(count(magnitudes, np.int32(middle)))
+        n_above = float64(_count(magnitudes, np.int32(middle)))
         if n_above == n_keep:
             return np.int32(middle)
         if n_above > n_keep:

@@ -2,7 +2,7 @@
 
 The prompts of a pair read alike up to where they differ, which is mostly near the end. What a causal model computes of
 these tokens depends on nothing behind them, so one computation does for both. All that acts on each token by itself
-takes the row as it is; attention alone needs the prompts side by side.
+takes the row as it is; attention alone needs to know where each prompt's tokens stand.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The weight projection on a CPU: thresholds found by histograms of the bits of |w| (Numba)."""
+"""The weight projection on a CPU: the threshold is bracketed by a sample, then found among what is between (Numba)."""
 
 from typing import Any
 

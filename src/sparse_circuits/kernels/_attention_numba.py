@@ -23,7 +23,7 @@ from sparse_circuits.kernels._vectors_numba import (
     turn,
 )
 
-__all__ = ["backward", "backward_shared", "forward", "forward_shared", "query_scale", "set_threads", "sum_of_powers"]
+__all__ = ["backward", "forward", "query_scale", "set_threads", "sum_of_powers"]
 
 HEADS_AT_ONCE = 4
 """Heads that one thread takes at a time; fewer where there are so few that threads would have nothing to do."""
@@ -34,8 +34,7 @@ N_QUERY = 16
 LOG2_E, LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
 ZERO, ONE, NEVER = np.float32(0), np.float32(1), np.float32(-np.inf)
 
-_ARRAY, _STEPS, _BY_QUERY = float32[::1], types.UniTuple(int64, 3), float32[:, :, ::1]
-_PLACED, _BY_SIDE, _SPANS = types.UniTuple(int64, 2), float32[:, :, :, ::1], int64[:, ::1]
+_ARRAY, _STEPS, _SPANS, _BY_SIDE = float32[::1], types.UniTuple(int64, 2), int64[:, ::1], float32[:, :, :, ::1]
 
 
 @numba.njit(cache=True)
@@ -46,14 +45,14 @@ def _whole(n):
 
 @numba.njit(cache=True)
 def _heads_at_once(n_head):
-    """Return how many of a batch's heads one thread takes at a time."""
+    """Return how many of all pairs' heads one thread takes at a time."""
     return max(1, min(HEADS_AT_ONCE, n_head // 16))
 
 
 @numba.njit(cache=True, inline="always")
-def _start(steps, b, h):
+def _start(steps, token, h):
     """Return where a head's first entry lies."""
-    return b * steps[0] + h * steps[1]
+    return token * steps[0] + h * steps[1]
 
 
 @numba.njit(cache=True)
@@ -138,45 +137,19 @@ def _attend(queries, keys, values, n_pos, own, slot, d, width, height, score, mi
 
 
 @numba.njit(
-    void(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _ARRAY, int64, _BY_QUERY, _BY_QUERY),
+    void(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _SPANS, _ARRAY, int64, _BY_SIDE, _BY_SIDE),
     cache=True,
     parallel=True,
 )
-def forward(q, q_steps, k, k_steps, v, v_steps, sink, out, d, highest, shrink):
-    """Fill `out` (batch, pos, head, d), and each query's highest score and what its powers are multiplied with.
+def forward(q, q_steps, k, k_steps, v, v_steps, sink, spans, out, d, highest, shrink):
+    """Fill `out` (token, head, d), and note each query's highest score and what its powers are multiplied with.
 
-    The latter two, (batch, head, pos), and not the logarithm of the sum: of large scores that would lose the digits
-    that tell shares apart. The steps of q, k and v are those of batch, head and pos; the entries of a head lie side by
-    side.
-    """
-    n_batch, n_head, n_pos = highest.shape
-    width, height = _whole(d), _whole(n_pos)
-    at_once = _heads_at_once(n_batch * n_head)
-    for job in prange(-(-n_batch * n_head // at_once)):
-        queries, keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
-        values, mixed = np.zeros(height * width, np.float32), np.empty(N_QUERY * width, np.float32)
-        score = np.empty(N_QUERY * height, np.float32)
-        for index in range(job * at_once, min(n_batch * n_head, (job + 1) * at_once)):
-            b, h = index // n_head, index % n_head
-            _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, query_scale(d), queries, 0, width)
-            turn(k, _start(k_steps, b, h), k_steps[2], n_pos, d, keys, 0, height)
-            _copy(v, _start(v_steps, b, h), v_steps[2], n_pos, d, ONE, values, 0, width)
-            sizes, at = (n_pos, 0, sink[h] * LOG2_E, d, width, height), (b * n_pos * n_head + h) * d
-            noted = (highest[b, h], shrink[b, h])
-            _attend(queries, keys, values, *sizes, score, mixed, out, at, n_head * d, *noted)
+    These two, and not the logarithm of the sum: of large scores that would lose the digits that tell shares apart. They
+    are (pair, side, head, pos), and left as they are where the second prompt's query is the first's.
 
-
-@numba.njit(
-    void(_ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _SPANS, _ARRAY, int64, _BY_SIDE, _BY_SIDE),
-    cache=True,
-    parallel=True,
-)
-def forward_shared(q, q_steps, k, k_steps, v, v_steps, sink, spans, out, d, highest, shrink):
-    """Do as `forward` for pairs of prompts that begin alike; `out` is (token, head, d).
-
-    Each of the spans has where the first prompt starts, how many tokens both begin with, where the rest of the second
-    starts, and the tokens of either. What is noted is (pair, side, head, pos); it is left as it is where the second
-    prompt's query is the first's. The steps are those of tokens and heads.
+    Each of the spans has where the first prompt of a pair starts, how many tokens both begin with, where the rest of
+    the second starts, and the tokens of either; of a prompt alone both begin with all. The steps are those of tokens
+    and heads; the entries of a head lie side by side.
     """
     n_pair, _, n_head, n_pos = highest.shape
     width, height = _whole(d), _whole(n_pos)
@@ -191,13 +164,14 @@ def forward_shared(q, q_steps, k, k_steps, v, v_steps, sink, spans, out, d, high
             for side in range(2):  # the second side leaves in its place what both begin with
                 own, start = side * spans[pair, 1], spans[pair, 2 * side]
                 n = length - own
+                if n == 0:
+                    continue
                 _copy(q, _start(q_steps, start, h), q_steps[0], n, d, query_scale(d), queries, own * width, width)
                 turn(k, _start(k_steps, start, h), k_steps[0], n, d, keys, own, height)
                 _copy(v, _start(v_steps, start, h), v_steps[0], n, d, ONE, values, own * width, width)
                 sizes, at = (length, own, sink[h] * LOG2_E, d, width, height), (start * n_head + h) * d
                 noted = (highest[pair, side, h], shrink[pair, side, h])
-                if n > 0:
-                    _attend(queries, keys, values, *sizes, score, mixed, out, at, n_head * d, *noted)
+                _attend(queries, keys, values, *sizes, score, mixed, out, at, n_head * d, *noted)
 
 
 @numba.njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
@@ -267,57 +241,17 @@ def _send_back(rows, turned, n_pos, own, d, width, height, scratch, sums, noted,
 
 @numba.njit(
     void(
-        *(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS),
-        *(_BY_QUERY, _BY_QUERY, _BY_QUERY, _ARRAY, _ARRAY, _ARRAY, int64),
-    ),
-    cache=True,
-    parallel=True,
-)
-def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, highest, shrink, mean, by_q, by_k, by_v, d):
-    """Fill the gradients of q, k and v (batch, pos, head, d), and the mean of each query's (batch, head, pos).
-
-    The mean is that of its shares' gradients, weighted with the shares.
-    """
-    n_batch, n_head, n_pos = highest.shape
-    width, height = _whole(d), _whole(n_pos)
-    at_once = _heads_at_once(n_batch * n_head)
-    for job in prange(-(-n_batch * n_head // at_once)):
-        queries, keys = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
-        pulls, turned_keys = np.zeros(height * width, np.float32), np.zeros(width * height, np.float32)
-        turned_values, mixed = np.zeros(width * height, np.float32), np.empty(N_QUERY * width, np.float32)
-        score, by_score = np.empty(N_QUERY * height, np.float32), np.empty(N_QUERY * height, np.float32)
-        sum_k, sum_v = np.empty(height * width, np.float32), np.empty(height * width, np.float32)
-        for index in range(job * at_once, min(n_batch * n_head, (job + 1) * at_once)):
-            b, h = index // n_head, index % n_head
-            _copy(q, _start(q_steps, b, h), q_steps[2], n_pos, d, query_scale(d), queries, 0, width)
-            _copy(k, _start(k_steps, b, h), k_steps[2], n_pos, d, ONE, keys, 0, width)
-            _copy(grad, _start(grad_steps, b, h), grad_steps[2], n_pos, d, ONE, pulls, 0, width)
-            turn(k, _start(k_steps, b, h), k_steps[2], n_pos, d, turned_keys, 0, height)
-            turn(v, _start(v_steps, b, h), v_steps[2], n_pos, d, turned_values, 0, height)
-            sum_k[:] = ZERO
-            sum_v[:] = ZERO
-            rows, turned = (queries, keys, pulls), (turned_keys, turned_values)
-            scratch, sums = (score, by_score, mixed), (sum_k, sum_v)
-            noted, at, step = (highest[b, h], shrink[b, h], mean[b, h]), (b * n_pos * n_head + h) * d, n_head * d
-            _send_back(rows, turned, n_pos, 0, d, width, height, scratch, sums, noted, by_q, at, step)
-            _copy(sum_k, 0, width, n_pos, d, LN_2, by_k, at, step)
-            _copy(sum_v, 0, width, n_pos, d, ONE, by_v, at, step)
-
-
-@numba.njit(
-    void(
-        *(_ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _PLACED, _ARRAY, _PLACED, _SPANS),
+        *(_ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _ARRAY, _STEPS, _SPANS),
         *(_BY_SIDE, _BY_SIDE, _BY_SIDE, _ARRAY, _ARRAY, _ARRAY, int64),
     ),
     cache=True,
     parallel=True,
 )
-def backward_shared(
-    q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, spans, highest, shrink, mean, by_q, by_k, by_v, d
-):
-    """Do as `backward` for pairs of prompts that begin alike; see `forward_shared`. The gradients are (token, head, d).
+def backward(q, q_steps, k, k_steps, v, v_steps, grad, grad_steps, spans, highest, shrink, mean, by_q, by_k, by_v, d):
+    """Fill the gradients of q, k and v (token, head, d), and the mean of each query's (pair, side, head, pos).
 
-    What keys and values of the tokens that both begin with get from either prompt is added up.
+    The mean is that of its shares' gradients, weighted with the shares. What keys and values of the tokens that both
+    prompts begin with get from either is added up.
     """
     n_pair, _, n_head, n_pos = highest.shape
     width, height = _whole(d), _whole(n_pos)
@@ -336,6 +270,8 @@ def backward_shared(
             for side in range(2):
                 own, start = side * n_alike, spans[pair, 2 * side]
                 n = length - own
+                if n == 0:
+                    continue
                 _copy(q, _start(q_steps, start, h), q_steps[0], n, d, query_scale(d), queries, own * width, width)
                 _copy(k, _start(k_steps, start, h), k_steps[0], n, d, ONE, keys, own * width, width)
                 _copy(grad, _start(grad_steps, start, h), grad_steps[0], n, d, ONE, pulls, own * width, width)
@@ -346,8 +282,7 @@ def backward_shared(
                 scratch, sums = (score, by_score, mixed), (sum_k, sum_v)
                 noted = (highest[pair, side, h], shrink[pair, side, h], mean[pair, side, h])
                 at = (start * n_head + h) * d
-                if n > 0:
-                    _send_back(rows, turned, length, own, d, width, height, scratch, sums, noted, by_q, at, step)
+                _send_back(rows, turned, length, own, d, width, height, scratch, sums, noted, by_q, at, step)
                 # The first side's rest goes out before the second side's takes its place; what both share, at last.
                 _copy(sum_k, n_alike * width, width, length - n_alike, d, LN_2, by_k, at + (n_alike - own) * step, step)
                 _copy(sum_v, n_alike * width, width, length - n_alike, d, ONE, by_v, at + (n_alike - own) * step, step)

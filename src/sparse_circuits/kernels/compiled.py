@@ -58,6 +58,18 @@ def loops(name: str) -> ModuleType | None:
         torch.set_num_threads(n_thread)
 
 
+def threaded(name: str, n_entry: int = MIN_PARALLEL) -> Any:
+    """Return a module that `loops` has imported, its loops set to torch's number of threads.
+
+    Args:
+        name: Such as `_topk_numba`.
+        n_entry: Entries that there are to go through; for a few one thread is faster.
+    """
+    module: Any = loops(name)
+    module.set_threads(torch.get_num_threads() if n_entry >= MIN_PARALLEL else 1)
+    return module
+
+
 def give_up(name: str, error: Exception) -> None:
     """Say why plain PyTorch is used in place of compiled kernels: once for a cause, whichever kernels it befalls."""
     cause = f"{type(error).__name__}: {error}".strip().splitlines()[0]

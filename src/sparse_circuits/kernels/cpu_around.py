@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
 
 
 def can_linear_around(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -49,8 +49,6 @@ def _mapped(x: Tensor, around: Tensor, weight: Tensor, start: Tensor) -> Tensor:
     """Return start + (x − around) @ weight, weight being (source, target)."""
     rows, out = x.contiguous().view(-1, weight.shape[0]), torch.empty(*x.shape[:-1], weight.shape[1])
     arrays = [one.contiguous().numpy() for one in (around, weight, start)]
-    compiled: Any = loops("_around_numba")
-    compiled.set_threads(torch.get_num_threads())
     flat = out.view(-1, out.shape[-1]).numpy()
-    compiled.map_rows(rows.numpy(), len(rows) // len(around), *arrays, flat)
+    threaded("_around_numba").map_rows(rows.numpy(), len(rows) // len(around), *arrays, flat)
     return out

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.kernels import cpu_last, reference
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
 from sparse_circuits.kernels.cpu_last import in_heads, memory_of
 
 MIN_POS, MAX_POS = 16, 2048
@@ -48,8 +48,13 @@ def sink_attention(
     if _is_last(q, k):
         out = cpu_last.behind_cache(q, k, v, sink)
         return out if bool(out.sum().isfinite()) else reference.sink_attention(q, k, v, sink)
-    out: Tensor = _NarrowAttention.apply(q, k, v, sink)  # pyright: ignore[reportAssignmentType]
-    return out if bool(out.detach().sum().isfinite()) else reference.sink_attention(q, k, v, sink)
+    (n_batch, n_head, n_pos, d_head), places = q.shape, (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    start, length = n_pos * torch.arange(n_batch), torch.full((n_batch,), n_pos)
+    alone = torch.stack((start, length, start, length), 1)  # both prompts of a pair begin with all: there is one
+    out: Tensor = _Attention.apply(*places, sink, alone)  # pyright: ignore[reportAssignmentType]
+    if not bool(out.detach().sum().isfinite()):
+        return reference.sink_attention(q, k, v, sink)
+    return out.view(n_batch, n_pos, n_head, d_head).transpose(1, 2)
 
 
 def can_shared_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -70,7 +75,7 @@ def shared_attention(
 ) -> Float[Tensor, "token head d_head"]:
     """Mix values in pairs of prompts that begin alike; see `reference.shared_attention`."""
     logit = q.new_full((q.shape[1],), -torch.inf) if sink is None else sink
-    out: Tensor = _SharedAttention.apply(q, k, v, logit, spans)  # pyright: ignore[reportAssignmentType]
+    out: Tensor = _Attention.apply(q, k, v, logit, spans)  # pyright: ignore[reportAssignmentType]
     return out if bool(out.detach().sum().isfinite()) else reference.shared_attention(q, k, v, sink, spans)
 
 
@@ -79,38 +84,16 @@ def _is_last(q: Tensor, k: Tensor) -> bool:
     return q.shape[-2] < k.shape[-2] and q.shape[-2] <= MAX_LAST and not torch.is_grad_enabled()
 
 
-class _NarrowAttention(OnceDifferentiable):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
-        q, k, v = in_heads(q), in_heads(k), in_heads(v)
-        out, (highest, shrink) = _by_position(q), q.new_empty(2, *q.shape[:3])
-        logit = sink.detach().to(torch.float32).contiguous()
-        memory = (*memory_of(q), *memory_of(k), *memory_of(v))
-        _threads().forward(*memory, logit.numpy(), out.view(-1).numpy(), q.shape[-1], highest.numpy(), shrink.numpy())
-        ctx.save_for_backward(q, k, v, sink, highest, shrink)
-        return out.transpose(1, 2)  # (batch, head, pos, d_head)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        q, k, v, sink, highest, shrink = ctx.saved_tensors
-        grad = in_heads(grads[0])
-        by_q, by_k, by_v = (_by_position(q) for _ in range(3))
-        mean = torch.empty_like(highest)
-        memory = (*memory_of(q), *memory_of(k), *memory_of(v), *memory_of(grad))
-        filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
-        _threads().backward(*memory, highest.numpy(), shrink.numpy(), mean.numpy(), *filled, q.shape[-1])
-        by_sink = _by_sink(sink, highest, shrink, mean) if ctx.needs_input_grad[3] else None
-        return by_q.transpose(1, 2), by_k.transpose(1, 2), by_v.transpose(1, 2), by_sink
-
-
-class _SharedAttention(OnceDifferentiable):
+class _Attention(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, spans: Tensor) -> Tensor:
         q, k, v = in_heads(q), in_heads(k), in_heads(v)
         out, logit = q.new_zeros(q.shape), sink.detach().to(torch.float32).contiguous()
         highest, shrink = q.new_zeros(2, len(spans), 2, q.shape[1], int(spans[:, 3].max()))
         memory = (*memory_of(q), *memory_of(k), *memory_of(v), logit.numpy(), spans.numpy())
-        _threads().forward_shared(*memory, out.view(-1).numpy(), q.shape[-1], highest.numpy(), shrink.numpy())
+        threaded("_attention_numba").forward(
+            *memory, out.view(-1).numpy(), q.shape[-1], highest.numpy(), shrink.numpy()
+        )
         ctx.save_for_backward(q, k, v, sink, spans, highest, shrink)
         return out
 
@@ -121,24 +104,14 @@ class _SharedAttention(OnceDifferentiable):
         mean = torch.zeros_like(highest)
         memory = (*memory_of(q), *memory_of(k), *memory_of(v), *memory_of(in_heads(grads[0])), spans.numpy())
         filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
-        _threads().backward_shared(*memory, highest.numpy(), shrink.numpy(), mean.numpy(), *filled, q.shape[-1])
-        by_sink = _by_sink(sink, highest, shrink, mean).sum(0) if ctx.needs_input_grad[3] else None
+        threaded("_attention_numba").backward(
+            *memory, highest.numpy(), shrink.numpy(), mean.numpy(), *filled, q.shape[-1]
+        )
+        by_sink = _by_sink(sink, highest, shrink, mean) if ctx.needs_input_grad[3] else None
         return by_q, by_k, by_v, by_sink, None
 
 
-def _by_sink(sink: Tensor, highest: Tensor, shrink: Tensor, mean: Tensor) -> Float[Tensor, "*side head"]:
-    """Return the sink's gradient; what it takes is (batch, *side, head, pos), the highest score in units of ln 2."""
+def _by_sink(sink: Tensor, highest: Tensor, shrink: Tensor, mean: Tensor) -> Float[Tensor, " head"]:
+    """Return the sink's gradient; what it takes is (pair, side, head, pos), the highest score in units of ln 2."""
     taken = (sink[:, None] - highest * math.log(2)).exp() * shrink
-    return -(taken * mean).sum((0, -1)).to(sink.dtype)
-
-
-def _by_position(x: Tensor) -> Tensor:
-    """Return an empty tensor (batch, pos, head, d_head) for x (batch, head, pos, d_head): as projections make them."""
-    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3])
-
-
-def _threads() -> Any:
-    """Return the compiled functions, set to torch's number of threads."""
-    compiled: Any = loops("_attention_numba")
-    compiled.set_threads(torch.get_num_threads())
-    return compiled
+    return -(taken * mean).sum((0, 1, 3)).to(sink.dtype)

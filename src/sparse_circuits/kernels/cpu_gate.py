@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
 
 N_PART = 4
 """Parts that a run's rows are summed in, for threads to share; fixed, so that sums don't depend on their number."""
@@ -36,7 +36,7 @@ def gated_topk(
     open_first = is_open.byte().argsort(descending=True, stable=True)
     offset = ((1 - gate) * value.detach()).contiguous()
     which = (is_open.sum(1).numpy(), open_first.numpy(), _flat(out))
-    _threads().forward_alone(*_memory(rows, len(gate)), n_keep, gate.numpy(), offset.numpy(), *which)
+    threaded("_gate_numba").forward_alone(*_memory(rows, len(gate)), n_keep, gate.numpy(), offset.numpy(), *which)
     return out
 
 
@@ -49,7 +49,7 @@ class _GatedTopK(OnceDifferentiable):
         thresholds, ends = torch.empty(len(rows), dtype=torch.int32), torch.empty(len(rows), dtype=torch.int64)
         offset = ((1 - gate) * value).numpy()
         kept = (thresholds.numpy(), ends.numpy())
-        _threads().forward(*_memory(rows, len(gate)), n_keep, gate.numpy(), offset, _flat(out), *kept)
+        threaded("_gate_numba").forward(*_memory(rows, len(gate)), n_keep, gate.numpy(), offset, _flat(out), *kept)
         ctx.save_for_backward(rows, gate, value, thresholds, ends)
         return out
 
@@ -60,7 +60,7 @@ class _GatedTopK(OnceDifferentiable):
         by_x, by_gate = torch.empty_like(grad), gate.new_zeros(len(gate), N_PART, gate.shape[-1])
         kept = (thresholds.numpy(), ends.numpy())
         arguments = (*kept, gate.numpy(), value.numpy(), _flat(by_x), by_gate.numpy())
-        _threads().backward(_flat(grad), *_memory(rows, len(gate)), *arguments)
+        threaded("_gate_numba").backward(_flat(grad), *_memory(rows, len(gate)), *arguments)
         by_value = None
         if ctx.needs_input_grad[2]:
             by_run = (1 - gate) * grad.view(len(gate), -1, gate.shape[-1]).sum(1)
@@ -90,10 +90,3 @@ def _memory(rows: Tensor, n_run: int) -> tuple[Any, int, int]:
 
 def _flat(x: Tensor) -> Any:
     return x.view(-1, x.shape[-1]).numpy()
-
-
-def _threads() -> Any:
-    """Return the compiled functions, set to torch's number of threads."""
-    compiled: Any = loops("_gate_numba")
-    compiled.set_threads(torch.get_num_threads())
-    return compiled

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.kernels import reference
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
 
 
 def can_last_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -40,7 +40,7 @@ class _LastAttention(OnceDifferentiable):
         out, logit = torch.empty_like(q), sink.detach().to(torch.float32).contiguous()
         share = q.new_zeros(*q.shape[:2], int(spans[:, 3].max()))
         given = (q.view(-1).numpy(), *memory_of(k), *memory_of(v), logit.numpy(), spans.numpy())
-        _threads().forward(*given, q.shape[-1], out.view(-1).numpy(), share.numpy())
+        threaded("_last_numba").forward(*given, q.shape[-1], out.view(-1).numpy(), share.numpy())
         ctx.save_for_backward(q, k, v, spans, share)
         return out
 
@@ -52,7 +52,7 @@ class _LastAttention(OnceDifferentiable):
         given = (q.view(-1).numpy(), *memory_of(k), *memory_of(v), grads[0].contiguous().view(-1).numpy())
         filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
         sizes = (q.shape[-1], torch.get_num_threads())
-        _threads().backward(*given, spans.numpy(), share.numpy(), *sizes, mean.numpy(), *filled)
+        threaded("_last_numba").backward(*given, spans.numpy(), share.numpy(), *sizes, mean.numpy(), *filled)
         by_sink = -((1 - share.sum(-1)) * mean).sum(0) if ctx.needs_input_grad[3] else None
         return by_q, by_k, by_v, by_sink, None
 
@@ -82,10 +82,3 @@ def memory_of(x: Tensor) -> tuple[Any, tuple[int, ...]]:
     """Return the memory of x (…, d_head) as one vector, and the steps of all axes but the last."""
     size = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
     return x.as_strided((size,), (1,)).numpy(), x.stride()[:-1]
-
-
-def _threads() -> Any:
-    """Return the compiled functions, set to torch's number of threads."""
-    compiled: Any = loops("_last_numba")
-    compiled.set_threads(torch.get_num_threads())
-    return compiled

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
 
 
 def can_cross_entropy(logits: Tensor) -> bool:
@@ -33,7 +33,7 @@ class _CrossEntropy(OnceDifferentiable):
         if lowest < 0 or highest >= logits.shape[1]:
             raise IndexError(f"targets from {lowest} to {highest} are not all in [0, {logits.shape[1]})")
         highest, total, loss = torch.empty(3, len(logits))
-        _compiled().forward(logits.numpy(), target.numpy(), highest.numpy(), total.numpy(), loss.numpy())
+        threaded("_loss_numba").forward(logits.numpy(), target.numpy(), highest.numpy(), total.numpy(), loss.numpy())
         ctx.save_for_backward(logits, target, highest, total)
         return loss.mean()
 
@@ -43,12 +43,5 @@ class _CrossEntropy(OnceDifferentiable):
         out = torch.empty_like(logits)
         factor = float(grads[0]) / len(logits)
         saved = (x.numpy() for x in (logits, target, highest, total))
-        _compiled().backward(*saved, factor, out.numpy())
+        threaded("_loss_numba").backward(*saved, factor, out.numpy())
         return out, None
-
-
-def _compiled() -> Any:
-    """Return the compiled functions, set to torch's number of threads."""
-    compiled: Any = loops("_loss_numba")
-    compiled.set_threads(torch.get_num_threads())
-    return compiled

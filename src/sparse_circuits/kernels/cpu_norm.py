@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import MIN_PARALLEL, OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
 
 N_PART = 16
 """Parts that rows are summed in for the gain's gradient; fixed, so that sums don't depend on the number of threads."""
@@ -34,7 +34,7 @@ class _RmsNorm(OnceDifferentiable):
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         rows, gain = x.detach().contiguous().view(-1, x.shape[-1]), gain.detach().contiguous()
         out, scale = torch.empty_like(rows), rows.new_empty(len(rows))
-        _threads(rows).forward(rows.numpy(), gain.numpy(), eps, out.numpy(), scale.numpy())
+        threaded("_norm_numba", rows.numel()).forward(rows.numpy(), gain.numpy(), eps, out.numpy(), scale.numpy())
         ctx.save_for_backward(rows, gain, scale)
         ctx.shape = x.shape
         ctx.set_materialize_grads(False)
@@ -47,12 +47,5 @@ class _RmsNorm(OnceDifferentiable):
         by_scale = rows.new_empty(0) if grads[1] is None else grads[1].contiguous().view(-1)
         by_x, by_gain = torch.empty_like(rows), rows.new_zeros(N_PART * ctx.needs_input_grad[1], rows.shape[1])
         saved, filled = (rows, gain, scale, grad, by_scale), (by_x, by_gain)
-        _threads(rows).backward(*(one.numpy() for one in (*saved, *filled)))
+        threaded("_norm_numba", rows.numel()).backward(*(one.numpy() for one in (*saved, *filled)))
         return by_x.view(ctx.shape), by_gain.sum(0) if ctx.needs_input_grad[1] else None, None
-
-
-def _threads(rows: Tensor) -> Any:
-    """Return the compiled functions, set to torch's number of threads, or for little work to one."""
-    compiled: Any = loops("_norm_numba")
-    compiled.set_threads(torch.get_num_threads() if rows.numel() >= MIN_PARALLEL else 1)
-    return compiled

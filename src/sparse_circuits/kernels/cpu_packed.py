@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import MIN_PARALLEL, OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
 from sparse_circuits.kernels.cpu_products import weight_gradient
 from sparse_circuits.kernels.packed import PackedWeight
 
@@ -41,8 +41,7 @@ def count_nonzero(weight: Float[Tensor, "target source"]) -> int:
 def _row_offsets(weight: Float[Tensor, "target source"]) -> Int[Tensor, " target_and_end"]:
     """Return where each row's nonzeros start among all, and their number."""
     offsets = torch.empty(len(weight) + 1, dtype=torch.int64)
-    _compiled().set_threads(torch.get_num_threads() if weight.numel() >= MIN_PARALLEL else 1)
-    _compiled().count_rows(weight.detach().contiguous().numpy(), offsets.numpy())
+    threaded("_packed_numba", weight.numel()).count_rows(weight.detach().contiguous().numpy(), offsets.numpy())
     return offsets
 
 
@@ -109,8 +108,7 @@ def _map(x: Tensor, weight: PackedWeight, bias: Tensor | None, *, turns: bool = 
     elif len(rows) <= _N_FEW:
         _compiled().packed_linear_few(*arguments)
     else:
-        _compiled().set_threads(torch.get_num_threads())
-        _compiled().packed_linear_blocks(*arguments)
+        threaded("_packed_numba").packed_linear_blocks(*arguments)
     return out.view(*x.shape[:-1], weight.shape[0])
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
 
 MIN_PRODUCTS = 1 << 24
 """Multiplications from which on the call costs less than it saves."""
@@ -119,7 +119,7 @@ def _is_thin(rows: Float[Tensor, "row channel"]) -> bool:
 def _listed(rows: Float[Tensor, "row channel"], *, by_column: bool = False) -> _Nonzeros:
     """List the nonzeros of each row, or of each column."""
     n_line, n_place = reversed(rows.shape) if by_column else rows.shape
-    compiled = _compiled()
+    compiled = threaded("_thinned_numba")
     n_room, n_block = compiled.room(n_line, n_place), -(-n_place // compiled.N_BLOCK)
     found = _Nonzeros(
         torch.empty(n_room), torch.empty(n_room, dtype=torch.int32), torch.empty(n_block, n_line, 2, dtype=torch.int64)
@@ -135,16 +135,11 @@ def _multiplied(nonzeros: _Nonzeros, matrix: Tensor, bias: Tensor | None = None,
     out = torch.empty(nonzeros.ends.shape[1], width)
     start = torch.zeros(width) if bias is None else bias.detach().contiguous()
     lists = (part.numpy() for part in nonzeros)
-    _compiled().multiply(*lists, matrix.detach().contiguous().numpy(), is_turned, start.numpy(), out.numpy())
+    threaded("_thinned_numba").multiply(
+        *lists, matrix.detach().contiguous().numpy(), is_turned, start.numpy(), out.numpy()
+    )
     return out
 
 
 def _in_rows(x: Tensor) -> Float[Tensor, "row channel"]:
     return x.detach().reshape(-1, x.shape[-1]).contiguous()
-
-
-def _compiled() -> Any:
-    """Return the compiled functions, set to torch's number of threads."""
-    compiled: Any = loops("_thinned_numba")
-    compiled.set_threads(torch.get_num_threads())
-    return compiled

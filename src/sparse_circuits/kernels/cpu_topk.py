@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import MIN_PARALLEL, OnceDifferentiable, loops
+from sparse_circuits.kernels.compiled import MIN_PARALLEL, OnceDifferentiable, loops, threaded
 
 _NO_MARKS = np.empty((0, 0), dtype=np.bool_)
 """Handed to loops that need not mark what they keep."""
@@ -45,8 +45,7 @@ class _AbsTopK(OnceDifferentiable):
         grad = grads[0].contiguous()
         out = torch.empty_like(grad)
         if grad.numel():
-            _compiled().set_threads(torch.get_num_threads())
-            _compiled().where_kept(grad.view(-1).numpy(), keep.view(-1).numpy(), out.view(-1).numpy())
+            threaded("_topk_numba").where_kept(grad.view(-1).numpy(), keep.view(-1).numpy(), out.view(-1).numpy())
         return out, None
 
 
@@ -65,14 +64,9 @@ def _thinned_out(x: Tensor, n_keep: int, keep: Tensor | None) -> Tensor:
         return out
     given, left = (tensor.numpy().reshape(-1, width) for tensor in (rows, out))
     marks = _NO_MARKS if keep is None else keep.numpy().reshape(-1, width)
-    compiled = _compiled()
+    compiled = threaded("_topk_numba")
     if given.size < MIN_PARALLEL or torch.get_num_threads() == 1:
         compiled.abs_topk_rows(given, n_keep, left, marks)
     else:
-        compiled.set_threads(torch.get_num_threads())
         compiled.abs_topk_rows_parallel(given, n_keep, left, marks)
     return out
-
-
-def _compiled() -> Any:
-    return loops("_topk_numba")

@@ -88,7 +88,7 @@ class _Attention(OnceDifferentiable):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor, spans: Tensor) -> Tensor:
         q, k, v = in_heads(q), in_heads(k), in_heads(v)
-        out, logit = q.new_zeros(q.shape), sink.detach().to(torch.float32).contiguous()
+        out, logit = _blank(q, spans), sink.detach().to(torch.float32).contiguous()
         highest, shrink = q.new_zeros(2, len(spans), 2, q.shape[1], int(spans[:, 3].max()))
         memory = (*memory_of(q), *memory_of(k), *memory_of(v), logit.numpy(), spans.numpy())
         threaded("_attention_numba").forward(
@@ -100,7 +100,7 @@ class _Attention(OnceDifferentiable):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
         q, k, v, sink, spans, highest, shrink = ctx.saved_tensors
-        by_q, by_k, by_v = (q.new_zeros(q.shape) for _ in range(3))
+        by_q, by_k, by_v = (_blank(q, spans) for _ in range(3))
         mean = torch.zeros_like(highest)
         memory = (*memory_of(q), *memory_of(k), *memory_of(v), *memory_of(in_heads(grads[0])), spans.numpy())
         filled = (x.view(-1).numpy() for x in (by_q, by_k, by_v))
@@ -109,6 +109,12 @@ class _Attention(OnceDifferentiable):
         )
         by_sink = _by_sink(sink, highest, shrink, mean) if ctx.needs_input_grad[3] else None
         return by_q, by_k, by_v, by_sink, None
+
+
+def _blank(q: Tensor, spans: Tensor) -> Tensor:
+    """Return what is to be filled for every token of a prompt; those of none, if there are some, have zeros."""
+    n_token = int((2 * spans[:, 3] - spans[:, 1]).sum())
+    return torch.empty(q.shape) if n_token == len(q) else torch.zeros(q.shape)
 
 
 def _by_sink(sink: Tensor, highest: Tensor, shrink: Tensor, mean: Tensor) -> Float[Tensor, " head"]:

@@ -6,6 +6,7 @@ from numba import int32, int64, prange, uint32, void
 
 from sparse_circuits.kernels._threads_numba import set_threads
 from sparse_circuits.kernels._topk_numba import MAGNITUDE
+from sparse_circuits.kernels._vectors_numba import LANES, above, lowest_one, number_of_ones
 
 __all__ = [
     "count_above_by_column",
@@ -24,9 +25,6 @@ N_SAMPLE = 1 << 14
 
 DOUBT = 3.0
 """Standard deviations that a rank in a sample is given on both sides."""
-
-N_BLOCK = 512
-"""Entries that are compared together; eight of which none is of interest are passed over."""
 
 
 @numba.njit(int32[::1](uint32[::1]), cache=True)
@@ -55,22 +53,21 @@ def _bracket(sample, share, doubt):
 @numba.njit("UniTuple(int64, 2)(uint32[::1], int32, int32, int32[::1])", cache=True)
 def _collect(bits, low, high, inside):
     """Count the magnitudes at or above the higher one, and write down and count those between both."""
-    n_high, n_inside = 0, 0
-    is_inside = np.zeros(N_BLOCK, np.uint8)
-    eight = is_inside.view(np.uint64)
-    for start in range(0, bits.size, N_BLOCK):
-        part, n_larger = bits[start : start + N_BLOCK], np.uint32(0)
-        for i in range(part.size):
-            size = np.int32(part[i] & MAGNITUDE)
-            n_larger += np.uint32(size >= high)
-            is_inside[i] = np.uint8((size > low) & (size < high))
-        is_inside[part.size :] = 0
-        n_high += n_larger
-        for j in range(eight.size):
-            if eight[j] != 0:
-                for i in range(8 * j, min(8 * j + 8, part.size)):
-                    inside[n_inside] = np.int32(part[i] & MAGNITUDE)
-                    n_inside += int64(is_inside[i])
+    n_high, n_inside, n_whole = 0, 0, bits.size // LANES * LANES
+    for start in range(0, n_whole, LANES):
+        is_high = above(bits, start, high - np.int32(1))
+        left = above(bits, start, low) & ~is_high
+        n_high += number_of_ones(is_high)
+        while left != 0:
+            inside[n_inside] = bits[start + lowest_one(left)] & MAGNITUDE
+            n_inside += 1
+            left &= left - 1
+    for i in range(n_whole, bits.size):
+        size = np.int32(bits[i] & MAGNITUDE)
+        n_high += size >= high
+        if low < size < high:
+            inside[n_inside] = size
+            n_inside += 1
     return n_high, n_inside
 
 
@@ -106,7 +103,7 @@ def _nth_largest(bits, n, n_part):
     it is neither among them nor, as with many ties, one of both ends, the bracket is widened, at last to everything.
     """
     width, sample, doubt = -(-bits.size // n_part), _sample(bits), DOUBT
-    found, counts = np.empty((n_part, width + 1), np.int32), np.zeros((n_part, 2), np.int64)
+    found, counts = np.empty((n_part, width), np.int32), np.zeros((n_part, 2), np.int64)
     while True:
         low, high = _bracket(sample, n / bits.size, doubt)
         for p in prange(n_part):

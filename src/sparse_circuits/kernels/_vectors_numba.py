@@ -365,6 +365,39 @@ def largest(_context, numbers, at, n):
 
 
 @intrinsic
+def above(_context, bits, at, size):
+    """Return which of LANES magnitudes, the lower 31 bits of a flat uint32 array, are above one, as a number's bits."""
+    signature = int64(bits, int64, int32)
+
+    def generate(context, builder, signature, given):
+        bits, at, size = given
+        kind = ir.VectorType(ir.IntType(32), LANES)
+        start = builder.gep(_start_of(context, builder, signature.args[0], bits), [at])
+        vector = builder.load(builder.bitcast(start, kind.as_pointer()), align=4)
+        magnitudes = builder.and_(vector, ir.Constant(kind, [0x7FFFFFFF] * LANES))
+        nothing = ir.Constant(kind, ir.Undefined)
+        first = builder.insert_element(nothing, size, ir.Constant(ir.IntType(32), 0))
+        sizes = builder.shuffle_vector(first, nothing, ir.Constant(kind, [0] * LANES))
+        marks = builder.icmp_signed(">", magnitudes, sizes)
+        return builder.zext(builder.bitcast(marks, ir.IntType(LANES)), ir.IntType(64))
+
+    return signature, generate
+
+
+@intrinsic
+def number_of_ones(_context, x):
+    """Count the bits of an int64 that are 1."""
+    return int64(int64), lambda context, builder, signature, given: builder.ctpop(given[0])
+
+
+@intrinsic
+def lowest_one(_context, x):
+    """Return the place of the lowest bit of an int64 that is 1; there must be one."""
+    known = ir.Constant(ir.IntType(1), 1)
+    return int64(int64), lambda context, builder, signature, given: builder.cttz(given[0], known)
+
+
+@intrinsic
 def bits_of(_context, x):
     """Read a float32 as an int32."""
     return int32(float32), lambda context, builder, signature, given: builder.bitcast(given[0], ir.IntType(32))

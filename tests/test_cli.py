@@ -25,6 +25,15 @@ def settings_file(quick_run, tmp_path):
     return tmp_path / "run.json"
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    script = "import sparse_circuits.cli as cli; cli.main()"
+    command = [sys.executable, "-c", script, "prune", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as told:
+        told.stdout.close()  # before anything is written
+        assert told.stderr.read() == ""
+    assert told.returncode == 1
+
+
 def test_help_names_every_command_and_needs_no_torch():
     script = (
         "import sys, sparse_circuits.cli as cli\nsys.argv = ['sparse-circuits', '--help']\n"

@@ -1,5 +1,6 @@
 """The command `sparse-circuits`: parse, call one function, say what was written."""
 
+import os
 import sys
 import warnings
 
@@ -54,6 +55,9 @@ def main() -> None:
         sys.exit(f"sparse-circuits: {error}")
     except KeyboardInterrupt as stopped:
         sys.exit(f"sparse-circuits: interrupted; {stopped}" if str(stopped) else "sparse-circuits: interrupted")
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has; nor may the last flush complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         sys.exit(f"sparse-circuits: {error}")
     finally:

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 N_SAMPLE = 1 << 14
-"""Entries that a sample has, at least, of those that have as many."""
+"""About so many entries a sample has, or all where there are fewer."""
 
 DOUBT = 3.0
 """Standard deviations that a rank in a sample is given on both sides."""

@@ -9,7 +9,8 @@ export function lineChart(points, { title, xLabel, log = false, rule = null, rul
   const fx = log ? Math.log : (x) => x;
   const xs = points.map(([x]) => fx(x));
   const [low, high] = [Math.min(...xs), Math.max(...xs)];
-  const top = highest ?? (Math.max(...points.map(([, y]) => y), rule ?? 0) * 1.06 || 1);
+  const most = highest ?? (Math.max(...points.map(([, y]) => y), rule ?? 0) || 1);
+  const top = highest ?? 1.06 * most;
   const x = (value) => LEFT + (WIDTH - LEFT - RIGHT) * (high > low ? (fx(value) - low) / (high - low) : 0.5);
   const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - Math.min(1, value / top));
   const parts = [s("line", { class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: y(0), y2: y(0) })];
@@ -17,7 +18,7 @@ export function lineChart(points, { title, xLabel, log = false, rule = null, rul
     const anchor = i === 0 ? "start" : i === all.length - 1 ? "end" : "middle";
     parts.push(s("text", { x: x(value), y: HEIGHT - 6, "text-anchor": anchor }, short(value)));
   });
-  parts.push(s("text", { x: LEFT - 6, y: y(0) + 4, "text-anchor": "end" }, "0"), s("text", { x: LEFT - 6, y: TOP + 4, "text-anchor": "end" }, short(top)));
+  parts.push(s("text", { x: LEFT - 6, y: y(0) + 4, "text-anchor": "end" }, "0"), s("text", { x: LEFT - 6, y: y(most) + 4, "text-anchor": "end" }, short(most)));
   if (rule !== null) {
     parts.push(s("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: y(rule), y2: y(rule) }),
       s("text", { x: WIDTH - RIGHT, y: y(rule) - 4, "text-anchor": "end" }, ruleLabel));

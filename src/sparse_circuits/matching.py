@@ -249,7 +249,7 @@ def table(found: dict[str, Any]) -> str:
         rows = [["circuit, nodes", "sparse", "dense of equal loss", "ratio"]]
         for name, row in found["circuits"]["tasks"].items():
             rows.append([name, str(row["sparse"]), f"{row['dense']:.1f}", f"{row['ratio']:.1f}"])
-        lines += ["", *aligned(rows)]
+        lines += ["", *aligned(rows)] if len(rows) > 1 else [""]
         if found["circuits"]["geometric_mean"]:
             lines.append(f"geometric mean of the ratios: {found['circuits']['geometric_mean']:.1f}")
         lines += [f"left out, as not all three models solve it: {name}" for name in found["circuits"]["left_out"]]

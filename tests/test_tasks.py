@@ -17,7 +17,7 @@ from sparse_circuits.configs import CorpusConfig
 from sparse_circuits.corpus.idioms import IDIOMS, documents
 from sparse_circuits.corpus.shards import build
 from sparse_circuits.errors import TaskError
-from sparse_circuits.tasks import BEHAVIOURS, sampling, task
+from sparse_circuits.tasks import BEHAVIOURS, CONTROLS, sampling, task
 from sparse_circuits.tasks.contexts import UNSEEN, Snippet
 from sparse_circuits.tasks.pairs import Form, Level, PairFilter, Pairs, Side, Task, TextPair, collect
 from sparse_circuits.tasks.sampling import SplitSizes
@@ -112,6 +112,23 @@ def test_both_sides_of_a_pair_end_in_the_same_token_and_call_for_different_answe
             assert answers == {ANSWERS[name]}
         assert (pairs.answers[:, 0] != pairs.answers[:, 1]).all()
         assert int(pairs.length.max()) <= 64
+
+
+@pytest.mark.parametrize("name", sorted(CONTROLS))
+def test_controls_fill_every_split_from_templates_of_its_own(name: str, tokenizer: Tokenizer) -> None:
+    splits = task(name, tokenizer, sizes=SIZES).splits
+    assert [len(splits[split]) for split in ("fit", "select", "test", "hard")] == [80, 40, 120, 80]
+    seen = [
+        {template for template, level in zip(pairs.templates, pairs.levels, strict=True) if level == "i"}
+        for pairs in (splits["fit"], splits["select"], splits["test"])
+    ]
+    assert all(seen)
+    assert len(set.union(*seen)) == sum(len(one) for one in seen)
+
+
+def test_no_templates_draw_nothing() -> None:
+    drawn = sampling._drawn_pairs(BEHAVIOURS["for_while"], {}, "i", "plain", random.Random(0))
+    assert list(drawn) == []
 
 
 @pytest.mark.parametrize("name", ONE_EDIT)

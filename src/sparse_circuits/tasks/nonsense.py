@@ -54,6 +54,7 @@ class Initial(Behaviour):
 
     name = "nonsense_initial"
     is_control = True
+    idioms = ("for_or_while", "ternary", "comments")
     pattern = re.compile(r"^(?P<pad> *)(?P<name>[a-z]+) = (?P<value>[a-z]+)\n", re.MULTILINE)
     early: ClassVar = tuple(name for name in words.NOUNS if name[0] <= "m")
     late: ClassVar = tuple(name for name in words.NOUNS if name[0] > "m")

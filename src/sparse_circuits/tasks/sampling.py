@@ -234,12 +234,12 @@ def longer_pairs(
 def _drawn_pairs(
     behaviour: Behaviour, templates: dict[str, Template], level: Level, form: Form, rng: random.Random
 ) -> Iterator[TextPair]:
-    """Yield pairs, templates in turn; it ends when `N_FRUITLESS` draws after another have no site.
+    """Yield pairs, templates in turn; it ends when `N_FRUITLESS` draws after another have no site, or nothing draws.
 
     Only sites in what a template is about count: the code before it has some at times, which belong to other templates.
     """
     n_fruitless = 0
-    while n_fruitless < N_FRUITLESS:
+    while templates and n_fruitless < N_FRUITLESS:
         for name, template in templates.items():
             code = template(rng)
             sites = [site for site in behaviour.sites(code.text) if code.is_about(len(site.before))]

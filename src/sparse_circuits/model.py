@@ -15,7 +15,7 @@ from sparse_circuits.decoding import Decoder, can_decode
 from sparse_circuits.errors import TapError
 from sparse_circuits.hooks import Hooked
 from sparse_circuits.layers import AbsTopK, Linear, Norm, Read
-from sparse_circuits.shared_prefixes import SharedPrefixes
+from sparse_circuits.shared_prefixes import SharedPrefixes, spans_to
 from sparse_circuits.taps import Tap
 from sparse_circuits.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ class Attention(nn.Module):
             x.flatten(0, 1).unflatten(-1, (self.n_head, -1)) for x in (q, k, v)
         )  # (prompt or token, head, d_head)
         if at is not None:
-            spans = _spans_to(at, n_pos) if prompts is None else prompts.prompt_spans
+            spans = spans_to(at, n_pos) if prompts is None else prompts.prompt_spans
             mixed = kernels.last_attention(q, k, v, self.sink, spans)
         else:
             mixed = kernels.shared_attention(q, k, v, self.sink, cast(SharedPrefixes, prompts).spans)
@@ -420,12 +420,6 @@ def at_position(
 ) -> Float[Tensor, "batch query channel"]:
     """Take some positions of each row."""
     return x.gather(1, at[:, :, None].expand(-1, -1, x.shape[-1]))
-
-
-def _spans_to(at: Int[Tensor, "batch 1"], n_pos: int) -> Int[Tensor, "batch 4"]:
-    """Return where the tokens up to a position of each row stand, rows laid end to end."""
-    start, length = n_pos * torch.arange(len(at), device=at.device), at[:, 0] + 1
-    return torch.stack((start, length, start, length), 1)
 
 
 def sinusoids(n_ctx: int, width: int) -> Float[Tensor, "n_ctx width"]:

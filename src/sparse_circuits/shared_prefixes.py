@@ -92,3 +92,9 @@ class SharedPrefixes:
         """Where each prompt stands, rows laid end to end; see `kernels.reference.last_attention`."""
         start, _, rest, length = self.spans.unbind(1)
         return torch.stack((torch.stack((start, length, rest, length), -1), self.spans), 1).flatten(0, 1)
+
+
+def spans_to(at: Int[Tensor, "row 1"], n_pos: int) -> Int[Tensor, "prompt 4"]:
+    """Return where the tokens up to a position of each row stand, rows laid end to end; see `prompt_spans`."""
+    start, length = n_pos * torch.arange(len(at), device=at.device), at[:, 0] + 1
+    return torch.stack((start, length, start, length), 1)

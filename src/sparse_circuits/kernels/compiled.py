@@ -58,6 +58,20 @@ def loops(name: str) -> ModuleType | None:
         torch.set_num_threads(n_thread)
 
 
+def can_loop(name: str, *tensors: torch.Tensor) -> bool:
+    """Say whether a module's loops may take these tensors: float32 on a CPU, not while torch compiles.
+
+    Args:
+        name: Such as `_topk_numba`.
+        tensors: What they would read.
+    """
+    return (
+        all(one.device.type == "cpu" and one.dtype is torch.float32 for one in tensors)
+        and not torch.compiler.is_compiling()
+        and loops(name) is not None
+    )
+
+
 def threaded(name: str, n_entry: int = MIN_PARALLEL) -> Any:
     """Return a module that `loops` has imported, its loops set to torch's number of threads.
 

@@ -6,19 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
+from sparse_circuits.kernels.compiled import OnceDifferentiable, can_loop, threaded
 
 
 def can_linear_around(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Say whether `linear_around` takes these tensors; it has no gradient for weights."""
     is_learned = weight.requires_grad or (bias is not None and bias.requires_grad)
-    return (
-        all(one.device.type == "cpu" and one.dtype is torch.float32 for one in (x, weight))
-        and x.numel() > 0
-        and not (is_learned and torch.is_grad_enabled())
-        and not torch.compiler.is_compiling()
-        and loops("_around_numba") is not None
-    )
+    return x.numel() > 0 and not (is_learned and torch.is_grad_enabled()) and can_loop("_around_numba", x, weight)
 
 
 def linear_around(

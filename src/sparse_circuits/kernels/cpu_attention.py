@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.kernels import cpu_last, reference
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
+from sparse_circuits.kernels.compiled import OnceDifferentiable, can_loop, threaded
 from sparse_circuits.kernels.cpu_last import in_heads, memory_of
 
 MIN_POS, MAX_POS = 16, 2048
@@ -25,12 +25,10 @@ MAX_WIDTH = 64
 def can_sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> bool:
     """Say whether `sink_attention` takes these tensors."""
     return (
-        all(x.device.type == "cpu" and x.dtype is torch.float32 for x in (q, k, v))
-        and q.numel() > 0
+        q.numel() > 0
         and q.shape[-1] <= MAX_WIDTH
         and (_is_last(q, k) or (q.shape == k.shape and MIN_POS <= q.shape[-2] <= MAX_POS))
-        and not torch.compiler.is_compiling()
-        and loops("_attention_numba") is not None
+        and can_loop("_attention_numba", q, k, v)
     )
 
 
@@ -59,11 +57,7 @@ def sink_attention(
 
 def can_shared_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Say whether `shared_attention` takes these tensors."""
-    return (
-        all(x.device.type == "cpu" and x.dtype is torch.float32 for x in (q, k, v))
-        and q.numel() > 0
-        and loops("_attention_numba") is not None
-    )
+    return q.numel() > 0 and can_loop("_attention_numba", q, k, v)
 
 
 def shared_attention(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
+from sparse_circuits.kernels.compiled import OnceDifferentiable, can_loop, threaded
 
 N_PART = 4
 """Parts that a run's rows are summed in, for threads to share; fixed, so that sums don't depend on their number."""
@@ -14,12 +14,7 @@ N_PART = 4
 
 def can_gated_topk(x: Tensor, gate: Tensor, value: Tensor) -> bool:
     """Say whether `gated_topk` takes these tensors."""
-    return (
-        all(one.device.type == "cpu" and one.dtype is torch.float32 for one in (x, gate, value))
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and loops("_gate_numba") is not None
-    )
+    return x.numel() > 0 and can_loop("_gate_numba", x, gate, value)
 
 
 def gated_topk(

@@ -7,17 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_circuits.kernels import reference
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
+from sparse_circuits.kernels.compiled import OnceDifferentiable, can_loop, loops, threaded
 
 
 def can_last_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Say whether `last_attention` takes these tensors."""
-    return (
-        all(x.device.type == "cpu" and x.dtype is torch.float32 for x in (q, k, v))
-        and q.numel() > 0
-        and not torch.compiler.is_compiling()
-        and loops("_last_numba") is not None
-    )
+    return q.numel() > 0 and can_loop("_last_numba", q, k, v)
 
 
 def last_attention(

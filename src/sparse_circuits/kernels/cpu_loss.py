@@ -6,18 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
+from sparse_circuits.kernels.compiled import OnceDifferentiable, can_loop, threaded
 
 
 def can_cross_entropy(logits: Tensor) -> bool:
     """Say whether `cross_entropy` takes these logits."""
-    return (
-        logits.device.type == "cpu"
-        and logits.dtype is torch.float32
-        and logits.numel() > 0
-        and not torch.compiler.is_compiling()
-        and loops("_loss_numba") is not None
-    )
+    return logits.numel() > 0 and can_loop("_loss_numba", logits)
 
 
 def cross_entropy(logits: Float[Tensor, "row vocab"], target: Int[Tensor, " row"]) -> Float[Tensor, ""]:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
+from sparse_circuits.kernels.compiled import OnceDifferentiable, can_loop, threaded
 
 N_PART = 16
 """Parts that rows are summed in for the gain's gradient; fixed, so that sums don't depend on the number of threads."""
@@ -14,12 +14,7 @@ N_PART = 16
 
 def can_rms_norm(x: Tensor, gain: Tensor) -> bool:
     """Say whether `rms_norm` takes these tensors."""
-    return (
-        all(one.device.type == "cpu" and one.dtype is torch.float32 for one in (x, gain))
-        and x.numel() > 0
-        and not torch.compiler.is_compiling()
-        and loops("_norm_numba") is not None
-    )
+    return x.numel() > 0 and can_loop("_norm_numba", x, gain)
 
 
 def rms_norm(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
+from sparse_circuits.kernels.compiled import OnceDifferentiable, can_loop, loops, threaded
 from sparse_circuits.kernels.cpu_products import weight_gradient
 from sparse_circuits.kernels.packed import PackedWeight
 
@@ -16,12 +16,7 @@ _N_FEW = 16
 
 def can_pack(weight: Tensor) -> bool:
     """Say whether packed weights can be made of this tensor, or used with it."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype is torch.float32
-        and not torch.compiler.is_compiling()
-        and loops("_packed_numba") is not None
-    )
+    return can_loop("_packed_numba", weight)
 
 
 def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_circuits.kernels.compiled import OnceDifferentiable, loops, threaded
+from sparse_circuits.kernels.compiled import OnceDifferentiable, can_loop, loops, threaded
 
 MIN_PRODUCTS = 1 << 24
 """Multiplications from which on the call costs less than it saves."""
@@ -29,12 +29,7 @@ N_LOOKED_AT = 64
 def can_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Say whether `linear` takes these tensors."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    return (
-        all(one.device.type == "cpu" and one.dtype is torch.float32 for one in tensors)
-        and _is_large(x, len(weight))
-        and not torch.compiler.is_compiling()
-        and loops("_thinned_numba") is not None
-    )
+    return _is_large(x, len(weight)) and can_loop("_thinned_numba", *tensors)
 
 
 def linear(

@@ -410,5 +410,17 @@ def test_progress_comes_at_most_once_a_second_and_always_at_the_end(capsys):
     assert lines[-1].startswith("step 1,000 of 1,000  loss 1")
 
 
+def test_the_time_left_is_not_told_from_a_first_step_that_compiles(capsys, monkeypatch):
+    ends = iter((100.0, 102.0, 104.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(ends))
+    log = RunLog(None, n_step=1000, stream=sys.stderr)
+    for step in range(3):
+        log.show(step, "loss 1")
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "step 1 of 1,000  loss 1"
+    assert second.endswith("33 min 16 s left"), "998 steps of two seconds each"
+    assert third.endswith("33 min 14 s left")
+
+
 def test_durations_read_like_speech():
     assert [duration(s) for s in (41.2, 200, 7500)] == ["41 s", "3 min 20 s", "2 h 5 min"]

@@ -23,7 +23,8 @@ class RunLog:
 
     def __init__(self, path: Path | None, *, n_step: int, cut_at: int = 0, stream: TextIO | None = None) -> None:
         self.n_step, self.stream = n_step, stream
-        self._started, self._first_step, self._shown = time.monotonic(), cut_at, 0.0
+        self._timed_from: tuple[float, int] | None = None
+        self._shown = 0.0
         self._file = None
         if path is not None:
             kept = [r for r in read_records(path) if r["step"] < cut_at] if path.exists() else []
@@ -37,14 +38,18 @@ class RunLog:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
 
     def show(self, step: int, text: str) -> None:
-        """Show progress, unless the last line is less than a second old and this is not the last step."""
+        """Show progress, unless the last line is less than a second old and this is not the last step.
+
+        The time left is that of the steps after the first, which waits for what is compiled.
+        """
         now, is_last = time.monotonic(), step + 1 >= self.n_step
+        started, first = self._timed_from = self._timed_from or (now, step)
         if self.stream is None or (now - self._shown < 1 and not is_last):
             return
         self._shown = now
-        done = step + 1 - self._first_step
-        left = (now - self._started) / max(done, 1) * (self.n_step - step - 1)
-        line = f"step {step + 1:,} of {self.n_step:,}  {text}  {duration(left)} left"
+        line = f"step {step + 1:,} of {self.n_step:,}  {text}"
+        if step > first:
+            line += f"  {duration((now - started) / (step - first) * (self.n_step - step - 1))} left"
         if self.stream.isatty():
             self.stream.write(f"\r{line:<100}" + ("\n" if is_last else ""))
         else:

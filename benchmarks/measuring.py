@@ -38,17 +38,22 @@ def in_turn(
     clock: str,
     device: str = "cpu",
     warm: bool = True,
+    times: int = 1,
     prepare: Callable[[], Any] = lambda: None,
 ) -> dict[str, float]:
-    """Time each action once a round, in turn, and return its median seconds; what prepares it is not counted."""
+    """Time each action once a round, in turn, and return its median seconds; what prepares it is not counted.
+
+    An action that is over before a GPU is reached is called `times` times in a row, and each counts a share.
+    """
     taken: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(rounds + warm):
         for name, act in actions.items():
             prepare()
             start = _now(clock, device)
-            act()
+            for _ in range(times):
+                act()
             if turn >= warm:
-                taken[name].append(_now(clock, device) - start)
+                taken[name].append((_now(clock, device) - start) / times)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 

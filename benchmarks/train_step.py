@@ -20,8 +20,9 @@ from sparse_circuits.configs import ModelConfig, OptimizerConfig, SparsityConfig
 from sparse_circuits.memory import keep_freed_memory
 from sparse_circuits.model import Transformer
 from sparse_circuits.optimizer import Optimizer, gradient_scale
+from sparse_circuits.profiling import bare_products
 from sparse_circuits.sparsity import project_
-from sparse_circuits.training import loss_and_gradients
+from sparse_circuits.training import MAX_GPU_TOKENS, loss_and_gradients
 
 SHAPES = {
     "small": (1, 4, (8, 256), 0.05),
@@ -52,17 +53,6 @@ def model_of(factor: int, n_layer: int) -> Transformer:
     return model
 
 
-def bare_products(model: Transformer, tokens: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Return input, weight and output gradient of each linear map of the step."""
-    weights = [linear.weight.detach() for linear in model.linears().values()] + [model.unembedding.weight.detach()]
-    kind = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
-    found = []
-    for weight in weights:
-        x, grad = (torch.randn(tokens.numel(), n, device=tokens.device, dtype=kind) for n in weight.T.shape)
-        found.append((x, weight.to(kind), grad))
-    return found
-
-
 def measure(name: str, phase: str, peer: Path | None, arguments) -> dict[str, float | int | str]:
     """Time the step of one shape in one phase, and its parts."""
     factor, n_layer, size, final = SHAPES[name]
@@ -74,7 +64,6 @@ def measure(name: str, phase: str, peer: Path | None, arguments) -> dict[str, fl
     model = model_of(factor, n_layer).to(device)
     tokens = torch.randint(2048, size, generator=torch.Generator().manual_seed(1)).to(device)
     ours = Optimizer(model, optimizer=OptimizerConfig(), sparsity=sparsity, n_step=1000)
-    products = bare_products(model, tokens)
     parts: dict[str, float] = {}
 
     def step() -> None:
@@ -88,7 +77,7 @@ def measure(name: str, phase: str, peer: Path | None, arguments) -> dict[str, fl
 
     actions = {
         "ours": step,
-        "floor": lambda: [(x @ w.T, g @ w, g.T @ x) for x, w, g in products],
+        "floor": bare_products(model, tokens),
         "ours, forward and backward": lambda: loss_and_gradients(model, tokens),
         "ours, projection": lambda: project_(model, density, config=sparsity),
         "ours, gradient scale and Adam": adam_alone,
@@ -108,7 +97,11 @@ def measure(name: str, phase: str, peer: Path | None, arguments) -> dict[str, fl
         for label, recomputes in (("release", True), ("release, without recomputation", False)):
             theirs = released_model(peer, model, recomputes=recomputes).to(device)
             adam = torch.optim.Adam(theirs.parameters(), lr=0.0, eps=0.1, betas=(0.9, 0.95), fused=True)
-            first = released_step(train, theirs, adam, tokens, how | {"rate": 0.0})
+            try:
+                first = released_step(train, theirs, adam, tokens, how | {"rate": 0.0})
+            except torch.OutOfMemoryError:
+                print(f"{label}: does not fit into this GPU's memory at {tokens.numel():,} tokens")
+                continue
             mine = loss_and_gradients(model, tokens)[0]
             # AbsTopK turns a difference of rounding into one of channels: at d_model 1024, weights that differ by one
             # part in 10 million gave losses up to 0.012 apart.
@@ -122,13 +115,13 @@ def measure(name: str, phase: str, peer: Path | None, arguments) -> dict[str, fl
 
 def absolute_topk(model: Transformer, tokens: torch.Tensor):
     """Return an action that makes the step's AbsTopK calls, forward and backward, and nothing else."""
-    calls = []
+    calls, n_row = [], min(tokens.numel(), MAX_GPU_TOKENS) if tokens.device.type == "cuda" else tokens.numel()
     for width in model.config.site_widths().values():
-        x = torch.randn(tokens.numel(), width, device=tokens.device)
+        x = torch.randn(n_row, width, device=tokens.device)
         calls.append((x.requires_grad_(), torch.randn_like(x), width // 4))
 
     def act() -> None:
-        for _ in range(model.config.n_layer):
+        for _ in range(model.config.n_layer * -(-tokens.numel() // n_row)):
             for x, grad, n_keep in calls:
                 torch.autograd.grad(kernels.abs_topk(x, n_keep), x, grad)
 

@@ -155,7 +155,7 @@ def test_a_skipped_step_moves_no_weight_and_no_moment(quick_run):
     torch.manual_seed(0)
     model = Transformer(quick_run.model)
     sparsity = SparsityConfig(matrix_density=1.0, embedding_density=1.0, bias_density=1.0, n_alive=0, anneal="none")
-    adam = Optimizer(model, optimizer=OptimizerConfig(weight_decay=0), sparsity=sparsity, n_step=10)
+    adam = Optimizer(model, optimizer=OptimizerConfig(weight_decay=0.1), sparsity=sparsity, n_step=10)
     tokens = torch.randint(512, (2, 16))
     training.loss_and_gradients(model, tokens)
     assert adam.step(1).is_skipped == 0

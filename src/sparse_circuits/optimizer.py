@@ -76,8 +76,8 @@ class Optimizer:
     """Adam with everything that sparse training adds to it, in the release's order.
 
     The order is: scale gradients, Adam, project to the budget, decay. Adam's moments stay dense. A gradient that is not
-    finite leaves weights and moments to projection and decay alone; that is decided on the device, so that the host
-    waits for nothing.
+    finite leaves the weights to the projection alone, whose budget goes by the schedule; that is decided on the device,
+    so that the host waits for nothing.
 
     Args:
         model: Its trainable parameters are updated in place.
@@ -121,7 +121,7 @@ class Optimizer:
         decayed = [
             p.data for name, p in zip(self.names, self.parameters, strict=True) if p.ndim > 1 and name != "bigram"
         ]
-        torch._foreach_mul_(decayed, 1 - self.config.weight_decay * lr)
+        torch._foreach_mul_(decayed, 1 - self.config.weight_decay * lr * (1 - is_skipped.double()))
         self.adam.zero_grad()
         return Update(lr=lr, matrix_density=density, grad_rms=rms, is_skipped=is_skipped)
 

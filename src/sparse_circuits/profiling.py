@@ -93,7 +93,7 @@ def _profile_at(step: int, model: Transformer, optimizer: Optimizer, tokens: Ten
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (tokens.device.type == "cuda")
     with profile(activities=activities) as seen:
         profiled = _median(act, 1, tokens.device)
-    floor = _median(_bare_products(model, tokens), n_step, tokens.device)
+    floor = _median(bare_products(model, tokens), n_step, tokens.device)
     parts = dict.fromkeys([*PARTS, "the rest"], 0.0)
     for event in seen.key_averages():
         if event.device_type != DeviceType.CPU:
@@ -107,15 +107,28 @@ def _profile_at(step: int, model: Transformer, optimizer: Optimizer, tokens: Ten
     return StepProfile(density=density, step=whole, floor=floor, parts={p: s for p, s in ordered.items() if s > 0})
 
 
-def _bare_products(model: Transformer, tokens: Tensor) -> Callable[[], object]:
-    kind = torch.bfloat16 if tokens.device.type == "cuda" else torch.float32
+def bare_products(model: Transformer, tokens: Tensor) -> Callable[[], None]:
+    """Return an action that makes the dense matrix products of a step on these tokens, and nothing else.
+
+    Forward, input-gradient and weight-gradient products of all linear maps and the unembedding; on a GPU in bfloat16
+    and in parts, as training makes them.
+    """
+    is_gpu = tokens.device.type == "cuda"
+    kind = torch.bfloat16 if is_gpu else torch.float32
+    n_row = min(tokens.numel(), MAX_GPU_TOKENS) if is_gpu else tokens.numel()
     weights = [linear.weight.detach() for linear in model.linears().values()]
     weights.append((model.token_embedding if model.config.tied_unembedding else model.unembedding).weight.detach())
     operands = []
     for weight in weights:
-        x, grad = (torch.randn(tokens.numel(), n, device=tokens.device, dtype=kind) for n in weight.T.shape)
+        x, grad = (torch.randn(n_row, n, device=tokens.device, dtype=kind) for n in weight.T.shape)
         operands.append((x, weight.to(kind), grad))
-    return lambda: [(x @ w.T, g @ w, g.T @ x) for x, w, g in operands]
+
+    def act() -> None:
+        for _ in range(-(-tokens.numel() // n_row)):
+            for x, w, g in operands:
+                _ = (x @ w.T, g @ w, g.T @ x)
+
+    return act
 
 
 def _median(act: Callable[[], object], n_time: int, device: torch.device) -> float:

@@ -88,7 +88,7 @@ class StepRecords:
 
     def _stop(self, step: int) -> None:
         raise DivergedError(
-            f"no gradient was finite in the {MAX_SKIPPED} steps up to {step}; they changed nothing, and "
+            f"no gradient was finite in the {MAX_SKIPPED} steps up to {step}; none was taken, and "
             f"{last_good(self.run)}: "
             "lower optimizer.lr and start in another folder"
         )

@@ -88,7 +88,7 @@ def train(
     with log, interrupt_between_steps() as interrupted:
         model.train()
         for step in range(first_step, last_step):
-            loss, n_sparse = loss_and_gradients(model, batches(step).to(place))
+            loss, n_sparse = loss_and_gradients(model, sent(batches(step), place))
             update = optimizer.step(step)
             is_last = step + 1 == n_step
             is_validated = (step + 1) % config.validate_every == 0 or is_last
@@ -202,6 +202,11 @@ def initial_model(config: TrainConfig, corpus: Corpus) -> Transformer:
         elif name.endswith(".bias"):
             parameter.data.zero_()
     return model
+
+
+def sent(tokens: Int[Tensor, "batch pos"], place: torch.device) -> Int[Tensor, "batch pos"]:
+    """Bring tokens to where the model is; a GPU fetches them while the host goes on."""
+    return tokens.pin_memory().to(place, non_blocking=True) if place.type == "cuda" else tokens
 
 
 def loss_and_gradients(model: Transformer, tokens: Int[Tensor, "batch pos"]) -> tuple[Float[Tensor, ""], int]:

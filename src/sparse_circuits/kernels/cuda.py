@@ -138,13 +138,24 @@ def keep_largest_many_(jobs: Sequence[tuple[Tensor, int, int, int]]) -> None:
         # NaN-proof and exact: the search is among the free entries, of which n_keep less the protected ones are kept.
         rows.append((weight.data_ptr(), weight.numel(), n_column, axis, n_alive, n_keep - n_alive * n_neuron, start, 0))
         start += n_neuron
-    table = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+    groups = _by_length(jobs)
+    rows += [rows[i] for mine in groups.values() for i in mine]
+    uploaded = torch.tensor(rows, dtype=torch.int64)
+    if device.type == "cuda":  # at once and from pinned memory, so that the host waits for nothing
+        uploaded = uploaded.pin_memory().to(device, non_blocking=True)
+    table = uploaded[: len(jobs)]
     least, last = (torch.empty(max(start, 1), dtype=torch.int32, device=device) for _ in range(2))
     state = torch.zeros(len(jobs), 2, dtype=torch.int32, device=device)
     state[:, 1] = table[:, 5].to(torch.int32)
     counts = torch.zeros(len(jobs), 2048, dtype=torch.int32, device=device)
     n_tie = torch.zeros(len(jobs), dtype=torch.int32, device=device)
     with torch.cuda.device_of(table):
+        first = len(jobs)
+        for long, mine in groups.items():
+            side = max(1, min(16, 32_768 // long))
+            n_program = max(-(-jobs[i][0].shape[jobs[i][3]] // side) for i in mine)
+            chosen, first = uploaded[first : first + len(mine)], first + len(mine)
+            _loops().protect[(n_program, len(mine))](chosen, least, last, N_LONG=long, N_SIDE=side, num_warps=8)
         _launch(jobs, table, state, counts, n_tie, least, last)
 
 
@@ -157,14 +168,8 @@ def _launch(
     least: Tensor,
     last: Tensor,
 ) -> None:
-    """Protect each neuron's largest, find the last entry to keep, zero what is below it, and drop ties."""
-    device, loops = table.device, _loops()
-    for long in sorted({_power_of_two(_entries(job)) for job in jobs if job[2]}):
-        mine = [i for i, job in enumerate(jobs) if job[2] and _power_of_two(_entries(job)) == long]
-        side = max(1, min(16, 32_768 // long))
-        n_program = max(-(-jobs[i][0].shape[jobs[i][3]] // side) for i in mine)
-        chosen = table[torch.tensor(mine, device=device)].contiguous()
-        loops.protect[(n_program, len(mine))](chosen, least, last, N_LONG=long, N_SIDE=side, num_warps=8)
+    """Find the last entry to keep, zero what is below it, and drop ties; each neuron's largest are protected."""
+    loops = _loops()
     n_program = max(1, min(512, max(job[0].numel() for job in jobs) // _BLOCK))
     for shift, n_bin in zip((20, 10, 0), _N_BIN, strict=True):
         loops.count[(n_program, len(jobs))](
@@ -175,9 +180,13 @@ def _launch(
     loops.drop_ties[(len(jobs),)](table, state, n_tie, least, last, BLOCK=_BLOCK, num_warps=8)
 
 
-def _entries(job: tuple[Tensor, int, int, int]) -> int:
-    """Return how many entries a neuron has."""
-    return job[0].shape[1 - job[3]]
+def _by_length(jobs: Sequence[tuple[Tensor, int, int, int]]) -> dict[int, list[int]]:
+    """Return the jobs that protect entries of each neuron, by how many a neuron has, rounded up to a power of two."""
+    groups: dict[int, list[int]] = {}
+    for i, (weight, _, n_alive, axis) in enumerate(jobs):
+        if n_alive:
+            groups.setdefault(_power_of_two(weight.shape[1 - axis]), []).append(i)
+    return groups
 
 
 def _power_of_two(n: int) -> int:

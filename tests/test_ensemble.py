@@ -5,11 +5,13 @@ import json
 
 import pytest
 import torch
-from hand_built import NODES, hand_built_model, hand_built_task
+from hand_built import NODES, hand_built_model, hand_built_task, kept_nodes
 
+from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.ensemble import jaccard, prune_seeds, table
 from sparse_circuits.errors import ConfigError, TaskError
+from sparse_circuits.scoring import CHANCE
 
 
 def test_seeds_that_find_the_one_circuit_agree_wholly_and_go_on_where_they_stopped(tmp_path):
@@ -31,6 +33,30 @@ def test_seeds_that_find_the_one_circuit_agree_wholly_and_go_on_where_they_stopp
         prune_seeds(model, task, tmp_path, dataclasses.replace(config, target_loss=0.2), n_seed=3)
     with pytest.raises(TaskError, match="seed-0: the circuit there was cut for first_token with other prompts"):
         prune_seeds(model, hand_built_task(n_pair=25), tmp_path, config, n_seed=3)
+
+
+def test_what_seeds_share_by_hand(tmp_path):
+    model, task = hand_built_model(), hand_built_task()
+    config = PruneConfig(ablation="zero", target_loss=0.1)
+    sets = [NODES, [*NODES, "0.mlp.act_in:1"], [*NODES[:2], "0.mlp.act_in:1"]]
+    for seed, nodes in enumerate(sets):
+        keep = kept_nodes(model, nodes)
+        settings = dataclasses.replace(config, seed=seed).to_json()
+        told = {"name": task.name, "hash": task.hash, "seed": 0, "max_token": None, "path": None}
+        circuit = Circuit.of_nodes(model, keep, values=torch.zeros(len(keep)), task=told, settings=settings)
+        circuit.save(tmp_path / f"seed-{seed}")
+    found = prune_seeds(model, task, tmp_path, config, n_seed=3)
+    assert found["n_node"] == [3, 4, 3]
+    assert found["jaccard"] == pytest.approx([3 / 4, 2 / 4, 3 / 4])
+    assert [(part["k"], part["n_node"]) for part in found["common"]] == [(1, 4), (2, 4), (3, 2)]
+    losses = [part["loss"] for part in found["common"]]
+    assert max(losses[:2]) < 0.1
+    assert losses[2] == pytest.approx(CHANCE, abs=1e-3), "what all three have writes nothing"
+
+
+def test_an_ensemble_needs_a_seed(tmp_path):
+    with pytest.raises(ConfigError, match="n_seed is 0, expected 1 or more"):
+        prune_seeds(hand_built_model(), hand_built_task(), tmp_path, n_seed=0)
 
 
 def test_jaccard_is_shared_over_all():

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -177,12 +179,12 @@ def test_masks_are_learned_again_for_a_lower_loss_only_where_the_target_decides_
 
     monkeypatch.setattr(Pruning, "learn", recorded)
     for settings in ({}, {"count_coefficient": 1e-3}):
-        with pytest.raises(PruneError, match="no size meets target_loss"):
+        with pytest.raises(PruneError, match=r"no size meets target_loss .* tried is \d+ nodes at loss 0\.69"):
             prune(hand_built_model(), hand_built_task(), QUICK, exclude=(NODES[1],), n_step=5, **settings)
     assert asked == [*LEARNED_SHARES, 1.0]
 
 
-def test_an_excluded_node_is_neverkept_nodes():
+def test_an_excluded_node_is_never_kept():
     model, task = hand_built_model(), hand_built_task()
     learned = learn_masks(model, [_run(task, n_step=20, lr=0.1, exclude=(NODES[1],))])
     node = NodeSpace.of(model.config).index(NODES[1])
@@ -279,6 +281,57 @@ def test_runs_that_do_not_fit_into_memory_together_go_one_after_the_other():
     one = bytes_of_run(model, runs[0])
     learn_masks(model, runs, memory=2 * one, on_step=lambda _, records: sizes.append(len(records)))
     assert sizes[9:] == [2] * 3 + [1] * 3
+
+
+def test_what_masks_take_of_memory_is_no_part_of_what_decides_a_circuit(tmp_path):
+    model, task = hand_built_model(), hand_built_task()
+    small = dataclasses.replace(QUICK, memory_mib=1)
+    assert Pruning(model, task, small)._made_of("prune") == Pruning(model, task, QUICK)._made_of("prune")
+    circuit = prune(model, task, small, folder=tmp_path)
+    assert circuit.other_settings(QUICK) == {}
+    assert circuit.settings["memory_mib"] == 1
+
+
+def test_a_step_takes_no_more_memory_than_is_estimated():
+    code = """
+import resource, sys
+import torch
+import sparse_circuits as sc
+from sparse_circuits.configs import PruneConfig
+from sparse_circuits.masks import bytes_of_run, learn_masks
+from sparse_circuits.mask_runs import MaskRun
+from sparse_circuits.nodes import NodeSpace
+model = sc.load(sc.example())
+fit = sc.task("single_double_quote", model.tokenizer).split("fit")
+values = torch.zeros(NodeSpace.of(model.config).n_node)
+runs = [MaskRun(fit=fit, values=values, config=PruneConfig(n_step=2, seed=seed)) for seed in range(9)]
+learn_masks(model, runs[:1])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+before = peak()
+learn_masks(model, runs, memory=8 * bytes_of_run(model, runs[0]))
+print(peak() - before, 7 * bytes_of_run(model, runs[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    taken, estimated = map(int, done.stdout.split())
+    assert taken <= estimated
+
+
+def test_a_run_that_is_given_up_changes_nothing_for_the_others():
+    model, task = hand_built_model(), hand_built_task()
+    runs = [_run(task, seed=seed, n_step=6) for seed in range(3)]
+    whole, asked, sizes = learn_masks(model, runs), [], []
+
+    def stops(run, history):
+        asked.append((run, len(history)))
+        return run == 1 and len(history) == 2
+
+    found = learn_masks(model, runs, stops=stops, on_step=lambda _, records: sizes.append(len(records)))
+    assert [len(history) for history in found.history] == [6, 2, 6]
+    assert sizes == [3, 3, 2, 2, 2, 2]
+    assert [length for run, length in asked if run == 1] == [1, 2]
+    torch.testing.assert_close(found.tau[[0, 2]], whole.tau[[0, 2]], rtol=1e-5, atol=1e-6)
+    apart = learn_masks(model, runs, memory=1, stops=lambda run, history: run == 2)
+    assert [len(history) for history in apart.history] == [6, 6, 1]
 
 
 def test_matching_the_model_asks_for_its_confidence_and_labels_do_not():

@@ -81,7 +81,7 @@ def test_circuits_are_compared_on_the_tasks_that_all_three_solve():
     }
     assert found["tasks"]["c"]["ratio"] == 1
     assert found["geometric_mean"] == pytest.approx(20)
-    assert found["left_out"] == ["b"]
+    assert found["left_out"] == {"b": "smaller dense: why"}
 
 
 def test_dense_circuits_that_are_smaller_pull_the_mean_below_one():
@@ -140,10 +140,19 @@ def test_the_circuits_of_all_three_models_are_compared_and_drawn(tmp_path, untra
     weight = share_of_larger(found["sparse"]["loss"], *(dense["loss"] for dense in found["dense"]))
     assert [row["sparse"], *row["dense_two"]] == sizes
     assert row["ratio"] == pytest.approx(between(*sizes[1:], weight) / sizes[0])
-    assert found["circuits"]["left_out"] == ["else_elif"]
+    assert list(found["circuits"]["left_out"]) == ["else_elif"]
+    assert f"left out else_elif: {found['circuits']['left_out']['else_elif']}" in table(found)
+    assert found["circuits"]["left_out"]["else_elif"].startswith("larger dense: ")
     root = ET.fromstring((out / "curves.svg").read_text())
     assert {"sparse", "dense-8", "dense-32"} <= {text.text for text in root.iter() if text.tag.endswith("text")}
     assert f"geometric mean of the ratios: {row['ratio']:.1f}" in table(found)
+
+
+def test_a_first_width_that_heads_do_not_fill_is_refused(tmp_path, untrained_run):
+    d_head = sc.load(untrained_run).config.d_head
+    with pytest.raises(ConfigError, match=f"first_width is {d_head + 1}, expected a multiple of .* {d_head}"):
+        sc.match(untrained_run, tmp_path / "out", MatchConfig(first_width=d_head + 1))
+    assert not (tmp_path / "out").exists()
 
 
 def test_match_settings_out_of_range_are_refused():

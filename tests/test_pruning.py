@@ -11,7 +11,7 @@ from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError
 from sparse_circuits.masks import LearnedMasks
 from sparse_circuits.nodes import NodeSpace
-from sparse_circuits.pruning import FAR, LEARNED_SHARES, Pruning, prune
+from sparse_circuits.pruning import FAR, LEARNED_SHARES, Pruning, deciding_pairs, prune
 from sparse_circuits.scoring import all_logit_differences, logit_difference, task_loss
 from sparse_circuits.taps import reading, replacing
 from sparse_circuits.tasks.pairs import hash_splits
@@ -44,6 +44,18 @@ def test_no_limit_on_auroc_is_set_where_the_last_token_alone_tells_the_answer():
     task = dataclasses.replace(task, splits=splits, hash=hash_splits(splits))
     assert Pruning(model, task, QUICK).max_auroc == 1
     assert Pruning(model, hand_built_task(), QUICK).max_auroc == QUICK.max_auroc
+
+
+def test_what_decides_is_select_and_as_many_pairs_of_fit_with_a_margin():
+    task = hand_built_task()
+    decides, fit, select = deciding_pairs(task), task.split("fit"), task.split("select")
+    assert len(decides) == 2 * len(select)
+    assert torch.equal(decides.length[: len(select)], select.length)
+    assert decides.templates[: len(select)] == select.templates
+    assert set(decides.templates[len(select) :]) == set(fit.templates)
+    assert not set(decides.templates) & set(task.split("test").templates)
+    config = dataclasses.replace(QUICK, target_loss=0.2, margin=0.25)
+    assert Pruning(hand_built_model(), task, config).goal(1.0).target_loss == pytest.approx(0.15)
 
 
 def test_needed_nodes_and_runs_that_failed_do_not_make_a_good_mask_look_failed():

@@ -21,7 +21,7 @@ from sparse_circuits.configs import PruneConfig
 from sparse_circuits.edges import EdgeSpace, edges_between
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import prune
-from sparse_circuits.refinement import Goal, eliminate, keep_top, refine
+from sparse_circuits.refinement import Goal, Refined, _ranked, eliminate, keep_top, refine, scan_sizes
 from sparse_circuits.scoring import CHANCE
 
 QUICK = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
@@ -139,8 +139,49 @@ def test_every_start_and_order_of_removal_ends_at_the_known_circuit_and_is_recor
     circuit = prune(hand_built_model(), hand_built_task(), QUICK, n_order=3, n_start=3)
     size = circuit.removed[0]["scan"]["size"]
     starts = [start for start in (size, 2 * size, 4 * size) for _ in range(3)]
-    assert circuit.removed[0]["orders"] == [{"n_start": start, "n_node": 3, "n_edge": 2} for start in starts]
+    assert circuit.removed[0]["orders"] == [{"n_node_start": start, "n_node": 3, "n_edge": 2} for start in starts]
     assert circuit.node_names() == NODES
+
+
+def test_the_smallest_circuit_of_all_starts_and_orders_is_kept(monkeypatch):
+    ends = iter((5, 3, 4, 3))
+
+    def ends_at(_, goal, keep, order, way):
+        first = torch.arange(len(keep)) < next(ends)
+        return Refined(keep=first, edges=edges_between(goal.evaluator.model, first), rounds=[], effects={})
+
+    monkeypatch.setattr("sparse_circuits.pruning.Pruning._refine", ends_at)
+    circuit = prune(hand_built_model(), hand_built_task(), QUICK, n_order=4)
+    assert [way["n_node"] for way in circuit.removed[0]["orders"]] == [5, 3, 4, 3]
+    assert circuit.n_node == 3
+
+
+def test_a_shuffled_ranking_has_all_that_can_go_in_an_order_that_still_follows_what_is_missed():
+    items, missed = torch.arange(80), torch.cat((torch.linspace(0.8, 1, 40), torch.linspace(2, 7, 40)))
+    is_loose = missed <= 1
+    assert _ranked(items, missed, is_loose, None).tolist() == list(range(40))
+    orders = [_ranked(items, missed, is_loose, torch.Generator().manual_seed(seed)) for seed in range(1, 30)]
+    assert all(order.sort().values.tolist() == list(range(40)) for order in orders)
+    places = torch.stack([order.argsort() for order in orders]).double()
+    agreement = torch.corrcoef(torch.cat((torch.arange(40.0).double()[None], places)))[0, 1:]
+    assert 0.5 < float(agreement.mean()) < 0.9, "noise as wide as the spread of what can go: 1 / sqrt(2), about"
+    nothing = torch.zeros(80, dtype=torch.bool)
+    assert len(_ranked(items, missed, nothing, torch.Generator().manual_seed(1))) == 0
+
+
+def test_sizes_that_reach_the_target_are_found_though_the_part_that_is_tried_first_is_harder(monkeypatch):
+    evaluator = evaluator_of(hand_built_model(), hand_built_task())
+    goal = goal_of(evaluator, max_auroc=1.0)
+    tau = torch.where(kept_nodes(evaluator.model, NODES), 1.0, -1.0)
+    losses = evaluator.losses(keep_top(tau, torch.tensor([len(NODES)])))
+    hard = dataclasses.replace(evaluator.on(torch.arange(4)), values=evaluator.values + 0.3)
+    part_losses = hard.losses(keep_top(tau, torch.tensor([len(NODES)])))
+    goal = dataclasses.replace(goal, target_loss=float(losses + part_losses) / 2)
+    assert float(losses) < goal.target_loss < float(part_losses)
+    monkeypatch.setattr(Evaluator, "on_part", lambda self, _: hard)
+    keep, _ = scan_sizes(goal, tau)
+    assert keep is not None
+    assert float(evaluator.losses(keep[None])) <= goal.target_loss
 
 
 def test_an_edge_that_says_nothing_of_the_answer_is_cut_though_its_nodes_stay():

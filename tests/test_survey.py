@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -9,8 +10,10 @@ from hand_built import hand_built_model
 
 import sparse_circuits as sc
 from sparse_circuits import survey
+from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError
+from sparse_circuits.pruning import Pruning
 from sparse_circuits.survey import geometric_mean, mean_count, table
 from sparse_circuits.viewer.curves import draw_curves, draw_models
 
@@ -75,6 +78,64 @@ def test_what_a_bigram_table_solves_and_what_is_a_control_is_in_no_mean(surveyed
     assert "nodes ranked by integrated gradients: 3.0 times as many" in told
 
 
+def test_a_folder_with_the_beginning_of_another_pruning_is_skipped_and_the_others_are_not(tmp_path, monkeypatch):
+    model, names = sc.load(sc.example()), ["single_double_quote", "bracket_counting"]
+    config = PruneConfig(n_step=40, cuts_edges=False, target_loss=0.5, max_auroc=1.0, n_mean_token=1)
+    monkeypatch.setattr(survey, "SOLVED", 0.6)
+    cut_out = Pruning.cut_out
+
+    def stops(self, *given, **settings):
+        if self.task.name == names[0]:
+            self.unfinished.begin(given[0])
+            raise KeyboardInterrupt
+        return cut_out(self, *given, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pruning, "cut_out", stops)
+        with pytest.raises(KeyboardInterrupt):
+            sc.prune_all(model, tmp_path, config, names=names)
+    found = sc.prune_all(model, tmp_path, dataclasses.replace(config, target_loss=0.55), names=names)
+    assert "the pruning begun there has another settings" in found["skipped"][names[0]]
+    assert list(found["tasks"]) == names[1:]
+    assert found["tasks"][names[1]]["seconds"] > 0
+    found = sc.prune_all(model, tmp_path, config, names=names[:1])
+    assert found["tasks"][names[0]]["seconds"] is None, "an earlier call took a part of the time"
+
+
+def test_more_seeds_are_pruned_beside_the_circuit_and_compared_with_it(tmp_path):
+    model, name = sc.load(sc.example()), "single_double_quote"
+    config = PruneConfig(n_step=40, cuts_edges=False, target_loss=0.5, max_auroc=1.0, n_mean_token=1)
+    found = sc.prune_all(model, tmp_path, config, names=[name], n_seed=2)
+    row = found["tasks"][name]
+    assert row["seeds"] == json.loads((tmp_path / name / "seeds/ensemble.json").read_text())
+    assert row["seeds"]["n_node"][0] == row["n_node"]
+    assert sorted(path.name for path in (tmp_path / name / "seeds").iterdir() if path.is_dir()) == ["seed-1"]
+    assert f"{name}: 2 seeds, {min(row['seeds']['n_node'])} to {max(row['seeds']['n_node'])} nodes" in table(found)
+    marked = sc.prune_all(model, tmp_path, dataclasses.replace(config, target_loss=0.55), names=[name], n_seed=2)
+    assert "was cut out with other settings (target_loss 0.5)" in marked["tasks"][name]["seeds"]["refused"]
+
+
+def test_tasks_that_a_bigram_table_solves_are_in_no_curve(surveyed, tmp_path):
+    model, out, config, names, _ = surveyed
+    shutil.copytree(out / names[0], tmp_path / names[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "BIGRAM_SOLVABLE", 0.0)
+        sc.prune_all(model, tmp_path, config, names=names[:1])
+    assert not (tmp_path / "curves.svg").exists()
+
+
+def test_a_circuit_that_pruning_did_not_make_is_measured_without_a_curve(surveyed, tmp_path):
+    model, out, config, names, summary = surveyed
+    circuit = Circuit.load(out / names[0], model)
+    told = dataclasses.replace(circuit, removed=[], task=circuit.task | {"hash": ""})
+    told.save(tmp_path / names[0])
+    row = sc.prune_all(model, tmp_path, config, names=names[:1])["tasks"][names[0]]
+    assert row["circuit_loss"] == summary["tasks"][names[0]]["circuit_loss"]
+    assert row["curve"] == []
+    assert row["size_by_ranking"]["learned"] is None
+    assert not (tmp_path / "curves.svg").exists()
+
+
 def test_all_rankings_are_measured_on_the_same_pairs_so_all_nodes_together_have_one_loss(surveyed, monkeypatch):
     model, out, config, names, _ = surveyed
     measured, loss_at_sizes = [], survey.loss_at_sizes
@@ -116,7 +177,9 @@ def test_controls_are_pruned_with_the_same_budget_and_count_whole_where_no_size_
         assert (tmp_path / f"easy/{kind}-model/circuits/bracket_brace/circuit.json").exists()
     described = tmp_path / "easy/random-model/circuits/bracket_brace/circuit.json"
     described.write_text(described.read_text().replace(made.hash, "0" * 64))
-    again = survey._control_model(model, "random", {"bracket_brace": n_real}, tmp_path / "easy", easy, None)
+    control = sc.load(tmp_path / "easy/random-model")
+    folder = tmp_path / "easy/random-model/circuits"
+    again = survey._sizes_in_control(control, "random", {"bracket_brace": n_real}, folder, easy, None)
     assert (again["n_node"], again["ratio"]) == ({}, None)
     assert "with other prompts (000000000000)" in again["skipped"]["bracket_brace"]
     hard = dataclasses.replace(easy, target_loss=0.01)
@@ -144,10 +207,9 @@ def test_the_circuit_of_a_file_of_pairs_has_a_folder_of_the_files_stem(tmp_path,
     model, out = sc.load(sc.example()), tmp_path / "out"
     monkeypatch.setattr(survey, "_row", no_circuit)
     assert survey.prune_all(model, out, names=[str(path)])["skipped"] == {str(path): "not pruned"}
-    monkeypatch.setattr(survey, "control_run", lambda model, *_, **__: model)
     monkeypatch.setattr(survey, "_circuit", lambda *given: folders.append(given[2]))
-    survey._control_model(model, "random", {str(path): 3}, out, PruneConfig(), None)
-    assert folders == [out / "quotes", out / "random-model/circuits/quotes"]
+    survey._sizes_in_control(model, "random", {str(path): 3}, out / "circuits", PruneConfig(), None)
+    assert folders == [out / "quotes", out / "circuits/quotes"]
 
 
 def test_controls_need_a_run_folder_and_say_so_before_anything_is_pruned(tmp_path):

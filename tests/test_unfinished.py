@@ -8,7 +8,7 @@ from hand_built import NODES, hand_built_model, hand_built_task
 
 from sparse_circuits import pruning
 from sparse_circuits.configs import PruneConfig
-from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError, PruneError
+from sparse_circuits.errors import FormatError, OutputExistsError, PruneError
 from sparse_circuits.files import is_done
 from sparse_circuits.masks import LearnedMasks
 from sparse_circuits.pruning import prune
@@ -57,7 +57,7 @@ def test_an_interrupted_pruning_goes_on_from_every_round_without_learning_again(
 def test_what_was_begun_with_other_settings_is_refused_and_stays(tmp_path, monkeypatch):
     interrupted(tmp_path, monkeypatch, 1)
     before = (tmp_path / NAME).read_bytes()
-    with pytest.raises(ConfigError, match=f"{NAME}: the pruning begun there has another settings"):
+    with pytest.raises(OutputExistsError, match=f"{NAME}: the pruning begun there has another settings"):
         prune(hand_built_model(), hand_built_task(), QUICK, folder=tmp_path, target_loss=0.09)
     assert (tmp_path / NAME).read_bytes() == before
 
@@ -72,7 +72,7 @@ def test_what_was_begun_with_other_means_is_refused(tmp_path, monkeypatch):
 
     begun(0.0).begin(LearnedMasks(tau=torch.zeros(1, n_node), history=[[]]))
     assert begun(0.0).learned is not None
-    with pytest.raises(ConfigError, match="the pruning begun there has another ablation"):
+    with pytest.raises(OutputExistsError, match="the pruning begun there has another ablation"):
         begun(0.01)
 
 

@@ -55,7 +55,7 @@ class Circuit:
     """What a node outside is set to."""
 
     task: dict[str, Any]
-    """Name, hash and seed of the task."""
+    """Of the task: name, hash, seed, most tokens of a prompt, path if it is a file, and a pair as an example."""
 
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     """Applied to logit differences."""
@@ -67,13 +67,14 @@ class Circuit:
     """Of circuit and model on the pairs that removals were decided on, in nats."""
 
     effects: dict[str, float] = dataclasses.field(default_factory=dict)
-    """By node and edge: how much higher the calibrated loss on a part of these pairs is without it, in nats."""
+    """By node and edge: how much higher the loss that removals were decided by is without it, on a part of these pairs,
+    in nats."""
 
     removed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """What refinement did, step by step."""
+    """What refinement did, step by step; first which size it began from. Empty where pruning did not make it."""
 
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    """The training curve of the masks."""
+    """The training curve of the masks; after a search its last step alone."""
 
     test_readings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """Every reading of the test split."""
@@ -104,10 +105,10 @@ class Circuit:
         return sum(int(keep.sum()) for keep in self.edges.values())
 
     def n_embedding_edge(self) -> dict[str, int]:
-        """Count the edges with the embedding and the unembedding of the answers apart.
+        """Count the edges with embedding and unembedding apart, those of every token of the vocabulary.
 
-        A token has an edge to each channel of the stream that a kept read looks at; an answer's logit one from each
-        channel that a kept node writes.
+        A token has an edge to each channel of the stream that a kept read looks at, its logit one from each channel
+        that a kept node writes, where the weight is not 0.
         """
         keeps = self.space.split(self.keep)
         read = torch.zeros(self.model.config.d_model, dtype=torch.bool)
@@ -123,6 +124,10 @@ class Circuit:
             "embedding": int((self.model.token_embedding.weight[:, read] != 0).sum()),
             "unembedding": int((unembedding[:, written] != 0).sum()),
         }
+
+    def size_curve(self) -> list[dict[str, float]]:
+        """Return the loss of the learned mask's best-ranked nodes by size; empty where pruning did not make it."""
+        return self.removed[0]["scan"]["sizes"] if self.removed else []
 
     def node_names(self) -> list[str]:
         """Return the names of its nodes, such as `0.attn.q:17`, in forward order."""
@@ -208,7 +213,7 @@ class Circuit:
 
     def other_settings(self, config: PruneConfig) -> dict[str, Any]:
         """Return the settings that it was cut out with, where they differ from these."""
-        wanted = config.to_json()
+        wanted = config.deciding()
         return {name: value for name, value in self.settings.items() if name in wanted and wanted[name] != value}
 
     @classmethod
@@ -357,7 +362,7 @@ def _description(path: Path) -> dict[str, Any]:
     for name, kind in kinds.items():
         if not isinstance(described.get(name), kind):
             raise FormatError(f"{path}: {name} is {described.get(name)!r:.60}, expected a {kind.__name__}")
-    for name, kind in {"name": str, "seed": int, "path": str | None, "max_token": int | None}.items():
+    for name, kind in {"name": str, "hash": str, "seed": int, "path": str | None, "max_token": int | None}.items():
         found = described["task"].get(name)
         if not isinstance(found, kind):
             expected = kind.__name__ if isinstance(kind, type) else f"{kind}"

@@ -15,6 +15,7 @@ from sparse_circuits.faithfulness.subject import kept_circuit
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.model import Transformer
 from sparse_circuits.pruning import prune
+from sparse_circuits.settings import require
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks.pairs import Task
 from sparse_circuits.viewer.curves import draw_models
@@ -29,14 +30,24 @@ def prune_seeds(
     config: PruneConfig | None = None,
     *,
     n_seed: int,
+    first: Path | None = None,
     progress: TextIO | None = None,
 ) -> dict[str, Any]:
     """Prune a task once a seed, into folders of `out`, and compare the circuits.
 
     Circuits that are there are kept, so an ensemble that was interrupted goes on.
 
+    Args:
+        model: The model.
+        task: What to prune for.
+        out: Folder of the circuits, and of `ensemble.json`.
+        config: How; its seed is the first one.
+        n_seed: How many seeds, 1 or more.
+        first: Folder of the circuit of the first seed, where that is not in `out`.
+        progress: Where progress goes; None is silent.
+
     Raises:
-        ConfigError: A circuit that is there was cut out with other settings.
+        ConfigError: `n_seed` is below 1, or a circuit that is there was cut out with other settings.
         TaskError: Or for other prompts.
 
     Returns:
@@ -44,12 +55,13 @@ def prune_seeds(
         nodes of both), and for each k `common`: how many nodes k or more circuits have, and the calibrated loss on
         `select` with these alone.
     """
+    require(n_seed >= 1, f"n_seed is {n_seed}, expected 1 or more")
     out, config = Path(out), config or PruneConfig()
     circuits = []
     # A pruning takes n_run seeds in a row.
     seeds = list(range(config.seed, config.seed + n_seed * config.n_run, config.n_run))
     for seed in seeds:
-        folder = out / f"seed-{seed}"
+        folder = first if first is not None and seed == config.seed else out / f"seed-{seed}"
         if not is_done(folder):
             prune(model, task, config, seed=seed, folder=folder, progress=progress)
         circuit = kept_circuit(folder, model, task)
@@ -77,9 +89,10 @@ def prune_seeds(
         ],
     }
     write_json(out / "ensemble.json", found)
-    curves = [[(p["n_node"], p["loss"]) for p in circuit.removed[0]["scan"]["sizes"]] for circuit in circuits]
-    with written_whole(out / "curves.svg") as temporary:
-        temporary.write_text(draw_models({task.name: curves}, target_loss=config.target_loss), encoding="utf-8")
+    curves = [[(p["n_node"], p["loss"]) for p in circuit.size_curve()] for circuit in circuits]
+    if all(curves):
+        with written_whole(out / "curves.svg") as temporary:
+            temporary.write_text(draw_models({task.name: curves}, target_loss=config.target_loss), encoding="utf-8")
     return found
 
 
@@ -96,3 +109,12 @@ def table(found: dict[str, Any]) -> str:
     rows = [["in at least", "nodes", "loss with these alone"]]
     rows += [[f"{c['k']} of {len(found['n_node'])}", str(c["n_node"]), f"{c['loss']:.3f}"] for c in found["common"]]
     return "\n".join([*lines, *aligned(rows)])
+
+
+def told_of_seeds(found: dict[str, Any]) -> str:
+    """Write an ensemble of two or more in a line."""
+    sizes, mean, shared = found["n_node"], sum(found["jaccard"]) / len(found["jaccard"]), found["common"][-1]
+    return (
+        f"{len(sizes)} seeds, {min(sizes)} to {max(sizes)} nodes, Jaccard {mean:.2f} in the mean; "
+        f"{shared['n_node']} nodes common to all, loss {shared['loss']:.3f} with these alone"
+    )

@@ -4,7 +4,7 @@ Catching `SparseCircuitsError` catches them all; the command line prints its mes
 
 - SparseCircuitsError
     - ConfigError: a setting is unknown, of the wrong type, out of range or without effect
-    - OutputExistsError: the output folder already holds a finished result
+    - OutputExistsError: the output folder already holds a finished result, or the beginning of another one
     - FormatError: a file is truncated, of another version, or not what it says it is
     - DownloadError: a file could not be fetched, or is not what its checksum says
     - CorpusError: the text to train on is missing, unreadable or too short
@@ -29,7 +29,7 @@ class ConfigError(SparseCircuitsError):
 
 
 class OutputExistsError(SparseCircuitsError):
-    """The output folder already holds a finished result."""
+    """The output folder already holds a finished result, or the beginning of another one."""
 
 
 class FormatError(SparseCircuitsError):

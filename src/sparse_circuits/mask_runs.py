@@ -130,7 +130,7 @@ class MaskParameters:
 
     @torch.no_grad()
     def remember(self, step: int, is_good: Bool[Tensor, " run"]) -> None:
-        """Note when each node was last kept, and the parameters of the runs that are at their target with them."""
+        """Note the step at which each node was last kept, and of runs that are at their target all parameters."""
         tau = self.tau()
         self.last_good = torch.where(is_good[:, None], tau, self.last_good)
         self.last_kept = torch.where(tau >= 0, step + 1, self.last_kept)
@@ -156,9 +156,9 @@ class LearnedCalibration:
         self.may_shift = self.is_free & torch.tensor([run.may_shift for run in runs])
         self.adam = torch.optim.Adam([self.log_scale, self.shift], lr=CALIBRATION_RATE)
 
-    def __call__(self, difference: Float[Tensor, "run pair 2"]) -> Float[Tensor, "run pair 2"]:
-        """Apply them."""
-        return difference * self.log_scale.exp()[:, None, None] + self.shift[:, None, None]
+    def __call__(self, difference: Float[Tensor, "some pair 2"], runs: Sequence[int]) -> Float[Tensor, "some pair 2"]:
+        """Apply those of some runs."""
+        return difference * self.log_scale[runs].exp()[:, None, None] + self.shift[runs][:, None, None]
 
     def step(self) -> None:
         """Take a step of Adam; what is not free stays at 1 and 0."""

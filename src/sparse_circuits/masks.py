@@ -21,12 +21,13 @@ from sparse_circuits.tasks.pairs import Pairs
 PROMOTION = 10.0
 """What differences are multiplied with before they count as information."""
 
-MEMORY = 2 << 30
-"""Bytes that one pass of mask learning may take."""
-
 N_TOKEN_AT_ONCE = 16384
 """Tokens of prompts in one pass, as if both sides of a pair were whole. More were no faster, half as many took 6 %
 longer (eight runs of 16 pairs of 64 tokens)."""
+
+
+Stops = Callable[[int, list[dict[str, float]]], bool]
+"""Takes a run's number and its history so far, says whether to give it up."""
 
 
 def information_left(difference: Float[Tensor, "*run pair 2"]) -> Float[Tensor, "*run"]:
@@ -64,8 +65,9 @@ def learn_masks(
     model: Transformer,
     runs: Sequence[MaskRun],
     *,
-    memory: int = MEMORY,
+    memory: int = 2 << 30,
     on_step: Callable[[int, list[dict[str, float]]], None] = lambda *_: None,
+    stops: Stops = lambda *_: False,
 ) -> LearnedMasks:
     """Learn the nodes to keep, in one pass over the shared weights as many runs as fit into memory and save time.
 
@@ -74,14 +76,19 @@ def learn_masks(
         runs: Those that go together agree in n_step and n_pair; all else is each run's own, its random numbers too.
         memory: Bytes that the activations of one pass may take, an estimate; one run goes in any case.
         on_step: Called with each step and the record of every run that is under way.
+        stops: Asked after each step of each run whether to give it up: its ranks say nothing then, its history ends.
 
     Raises:
         ConfigError: Runs differ in n_step or n_pair.
     """
     by_memory = memory // max(bytes_of_run(model, run) for run in runs)
     at_once = max(1, min(by_memory, N_TOKEN_AT_ONCE // max(tokens_of_run(run) for run in runs)))
-    groups = [runs[start : start + at_once] for start in range(0, len(runs), at_once)]
-    learned = [_learn_together(model, group, on_step) for group in groups]
+    learned = [
+        _learn_together(
+            model, runs[first : first + at_once], on_step, lambda run, history, first=first: stops(first + run, history)
+        )
+        for first in range(0, len(runs), at_once)
+    ]
     return LearnedMasks(
         tau=torch.cat([part.tau for part in learned]), history=[one for part in learned for one in part.history]
     )
@@ -103,7 +110,10 @@ def tokens_of_run(run: MaskRun) -> int:
 
 
 def _learn_together(
-    model: Transformer, runs: Sequence[MaskRun], on_step: Callable[[int, list[dict[str, float]]], None]
+    model: Transformer,
+    runs: Sequence[MaskRun],
+    on_step: Callable[[int, list[dict[str, float]]], None],
+    stops: Stops,
 ) -> LearnedMasks:
     """Learn all runs in one pass.
 
@@ -131,35 +141,39 @@ def _learn_together(
     targets = [all_logit_differences(model, run.fit)[0] if run.config.goal == "model" else None for run in runs]
     necessity = torch.tensor([config.necessity_coefficient for config in configs])
     with_complement = bool(necessity.any())
-    ablated = space.split(torch.stack([run.values for run in runs]).repeat(1 + with_complement, 1))
+    values = torch.stack([run.values for run in runs])
     history: list[list[dict[str, float]]] = [[] for _ in runs]
+    going = list(range(len(runs)))
     with _frozen(model), sparse_products(model, min_size=0):
         for step in range(n_step):
-            gates = step_gates(masks.tau(), temperature=masks.temperature, complement=with_complement)
-            edits = {name: Gate(gate, ablated[name]) for name, gate in space.split(gates).items()}
-            chosen = [next(b) for b in batches]
-            pairs = Pairs.join([run.fit.take(index) for run, index in zip(runs, chosen, strict=True)])
-            with replacing(model, edits):
-                difference = logit_difference(model, pairs, n_run=1 + with_complement, n_group=len(runs))
-            difference = difference.unflatten(1, (len(runs), -1))  # (circuit and complement, run, pair, 2)
-            losses = _losses(calibration(difference[0]), targets, chosen)
+            tau, temperature = masks.tau()[going], masks.temperature[going]
+            gates = space.split(step_gates(tau, temperature=temperature, complement=with_complement))
+            ablated = space.split(values[going].repeat(1 + with_complement, 1))
+            chosen = [next(batches[run]) for run in going]
+            pairs = Pairs.join([runs[run].fit.take(index) for run, index in zip(going, chosen, strict=True)])
+            with replacing(model, {name: Gate(gate, ablated[name]) for name, gate in gates.items()}):
+                difference = logit_difference(model, pairs, n_run=1 + with_complement, n_group=len(going))
+            difference = difference.unflatten(1, (len(going), -1))  # (circuit and complement, run, pair, 2)
+            losses = _losses(calibration(difference[0], going), [targets[run] for run in going], chosen)
             objective = losses.sum()
             if with_complement:
-                objective = objective + (necessity * information_left(difference[1])).sum()
+                objective = objective + (necessity[going] * information_left(difference[1])).sum()
             objective.backward()
             n_node, paid = (masks.tau() >= 0).sum(1).tolist(), list(price.now)
-            price.follow(losses.detach())
-            masks.remember(step, (losses.detach() <= price.target) & price.is_met())
+            loss_of_each = price.target.clone()  # for a run that was given up nothing changes any more
+            loss_of_each[going] = losses.detach()
+            price.follow(loss_of_each)
+            masks.remember(step, (loss_of_each <= price.target) & price.is_met())
             masks.step(step, paid)
             calibration.step()
-            columns = zip(losses.tolist(), n_node, price.now, calibration.scales(), strict=True)
-            records = [
-                {"step": step, "loss": loss, "n_node": n, "price": cost, "scale": scale}
-                for loss, n, cost, scale in columns
-            ]
-            for kept, record in zip(history, records, strict=True):
-                kept.append(record)
-            on_step(step, records)
+            scales = calibration.scales()
+            for run in going:
+                record = {"loss": float(loss_of_each[run]), "n_node": n_node[run], "price": price.now[run]}
+                history[run].append({"step": step, **record, "scale": scales[run]})
+            on_step(step, [history[run][-1] for run in going])
+            going = [run for run in going if not stops(run, history[run])]
+            if not going:
+                break
     return LearnedMasks(tau=masks.ranks(price.is_lost()), history=history)
 
 

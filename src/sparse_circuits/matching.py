@@ -13,6 +13,7 @@ from sparse_circuits.errors import ConfigError, FormatError
 from sparse_circuits.files import is_done, write_json, written_whole
 from sparse_circuits.loading import load
 from sparse_circuits.runlog import read_records, say
+from sparse_circuits.settings import require
 from sparse_circuits.sparsity import count_nonzeros
 from sparse_circuits.survey import geometric_mean, prune_all
 from sparse_circuits.tables import aligned
@@ -21,6 +22,9 @@ from sparse_circuits.training import train
 from sparse_circuits.viewer.curves import draw_models, mean_curve
 
 FORMAT, VERSION = "sparse-circuits match", 1
+
+COMPARED = ("sparse", "smaller dense", "larger dense")
+"""The three models whose circuits are compared."""
 
 NEAR = 1.5
 """Two widths that differ by at most this factor are near enough to interpolate between."""
@@ -55,7 +59,7 @@ def match(
     Raises:
         FormatError: `run` is no finished run.
         ConfigError: No two dense models have the sparse one's loss between theirs, one that is there was trained
-            with other settings, or a task is a control.
+            with other settings, the first width is no multiple of d_head, or a task is a control.
 
     Source: the paper compares circuits at equal pretraining loss (section 3, Figure 2); how the models are found is
     ours.
@@ -74,7 +78,9 @@ def match(
         return _described(folder, sparse)["loss"]
 
     first = config.first_width or first_width(sparse, target["n_nonzero"])
-    widths = bracket(loss_of, target["loss"], first=first, step=sparse.model.d_head, n_model=config.n_model)
+    d_head = sparse.model.d_head
+    require(first % d_head == 0, f"first_width is {first}, expected a multiple of the heads' width {d_head}")
+    widths = bracket(loss_of, target["loss"], first=first, step=d_head, n_model=config.n_model)
     dense = [{"d_model": width, **_described(out / f"dense-{width}", sparse)} for width in widths]
     weight = share_of_larger(target["loss"], dense[0]["loss"], dense[1]["loss"])
     found: dict[str, Any] = {
@@ -210,7 +216,8 @@ def compare_circuits(surveys: Sequence[dict[str, Any]], weight: float) -> dict[s
 
     Returns:
         By task that all three solve the nodes in `sparse` and `dense` (interpolated) and their `ratio`, and
-        `geometric_mean` of the ratios of those that aren't bigram-solvable; `left_out` names the other tasks.
+        `geometric_mean` of the ratios of those that aren't bigram-solvable; `left_out` names the other tasks, and which
+        model has no circuit of them, and why.
     """
     rows = [survey["tasks"] for survey in surveys]
     shared = [name for name in rows[0] if all(name in row for row in rows)]
@@ -225,7 +232,11 @@ def compare_circuits(surveys: Sequence[dict[str, Any]], weight: float) -> dict[s
     return {
         "tasks": found,
         "geometric_mean": geometric_mean(counted),
-        "left_out": sorted({name for s in surveys for name in [*s["tasks"], *s["skipped"]]} - set(shared)),
+        "left_out": {
+            name: f"{which}: {reason}"
+            for which, survey in zip(COMPARED, surveys, strict=True)
+            for name, reason in survey["skipped"].items()
+        },
     }
 
 
@@ -252,14 +263,17 @@ def table(found: dict[str, Any]) -> str:
         lines += ["", *aligned(rows)] if len(rows) > 1 else [""]
         if found["circuits"]["geometric_mean"]:
             lines.append(f"geometric mean of the ratios: {found['circuits']['geometric_mean']:.1f}")
-        lines += [f"left out, as not all three models solve it: {name}" for name in found["circuits"]["left_out"]]
+        lines += [f"left out {name}: {told}" for name, told in found["circuits"]["left_out"].items()]
     return "\n".join(lines)
 
 
 def _draw(surveys: dict[str, dict[str, Any]], shared: Collection[str], path: Path, target_loss: float) -> None:
-    """Draw each model's mean curve over the tasks that all of them solve, if there are any."""
-    if shared:
-        curves = {name: [mean_curve([s["tasks"][task]["curve"] for task in shared])] for name, s in surveys.items()}
+    """Draw each model's mean curve over the tasks that all of them solve and no bigram table, if there are any."""
+    rows = [[s["tasks"][task] for s in surveys.values()] for task in shared]
+    counted = [of_task for of_task in rows if not any(row["is_bigram_solvable"] for row in of_task)]
+    if counted:
+        by_model = zip(surveys, zip(*counted, strict=True), strict=True)
+        curves = {name: [mean_curve([row["curve"] for row in of_model])] for name, of_model in by_model}
         with written_whole(path) as temporary:
             temporary.write_text(draw_models(curves, target_loss=target_loss), encoding="utf-8")
 

@@ -21,7 +21,7 @@ from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError
 from sparse_circuits.files import refuse_finished, sha256_of_json
 from sparse_circuits.mask_runs import MaskRun, excluded_nodes
-from sparse_circuits.masks import LearnedMasks, learn_masks
+from sparse_circuits.masks import LearnedMasks, Stops, learn_masks
 from sparse_circuits.model import Transformer
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.refinement import Goal, Refined, Refining, keep_top, loss_at_sizes, refine, scan_sizes
@@ -67,9 +67,8 @@ def prune(
         PruneError: The full model, or every mask that was learned, misses the target there.
         TapError: The model is packed.
         TaskError: A prompt exceeds the model's context.
-        ConfigError: A setting is out of range, means are asked for and can't be had, or the folder holds the
-            beginning of another pruning.
-        OutputExistsError: The folder holds a finished circuit.
+        ConfigError: A setting is out of range, or means are asked for and can't be had.
+        OutputExistsError: The folder holds a finished circuit, or the beginning of another pruning.
     """
     config = dataclasses.replace(config or PruneConfig(), **settings)
     folder = None if folder is None else Path(folder)
@@ -108,8 +107,8 @@ class Pruning:
         progress: Where progress goes; None is silent.
 
     Raises:
-        ConfigError: Means are asked for and can't be had, every node is excluded, or the folder holds the beginning of
-            another pruning.
+        ConfigError: Means are asked for and can't be had, or every node is excluded.
+        OutputExistsError: The folder holds the beginning of another pruning.
         PruneError: The full model misses the target, or its loss is NaN.
         TapError: The model is packed.
         TaskError: A prompt exceeds the model's context.
@@ -149,15 +148,15 @@ class Pruning:
                 "train longer or raise target_loss"
             )
         # What the last token alone tells of the answer, by embedding and bigram table, no removal of nodes takes away.
-        is_bigram_solvable = float(self.goal(1.0).auroc(every_node)) > config.max_auroc
-        self.max_auroc = 1.0 if is_bigram_solvable else config.max_auroc
+        last_token_tells = float(self.goal(1.0).auroc(every_node)) > config.max_auroc
+        self.max_auroc = 1.0 if last_token_tells else config.max_auroc
         if config.needed_loss is not None:
             self.needed = needed_nodes(self.without, config.needed_loss) & ~excluded
             self.say(f"{int(self.needed.sum())} nodes that the model can't be without")
 
     def _made_of(self, command: str) -> dict[str, str]:
         """Return what decides the circuit, by name."""
-        settings = sha256_of_json(self.config.to_json())
+        settings = sha256_of_json(self.config.deciding())
         found = {"settings": settings, "task": self.task.hash, "model": model_hash(self.model), "command": command}
         if self.config.ablation == "mean":  # all others follow from settings, task and model
             found["ablation"] = hashlib.sha256(self.values.numpy().tobytes()).hexdigest()
@@ -174,12 +173,15 @@ class Pruning:
             needed=self.needed,
         )
 
-    def learn(self, configs: Sequence[PruneConfig], *, share: float = LEARNED_SHARES[0]) -> LearnedMasks:
+    def learn(
+        self, configs: Sequence[PruneConfig], *, share: float = LEARNED_SHARES[0], stops: Stops = lambda *_: False
+    ) -> LearnedMasks:
         """Learn a mask for each of the settings, side by side, with a progress line.
 
         Args:
             configs: Settings; all with the same number of steps and pairs.
             share: Of their target loss, which is what the masks are learned for.
+            stops: As for `learn_masks`.
         """
         log = RunLog(None, n_step=configs[0].n_step, stream=self.progress)
 
@@ -190,7 +192,8 @@ class Pruning:
         fit, may_shift = self.task.split("fit"), not self.task.answers_vary
         aimed = [dataclasses.replace(config, target_loss=share * config.target_loss) for config in configs]
         runs = [MaskRun(fit=fit, values=self.values, config=config, may_shift=may_shift) for config in aimed]
-        return learn_masks(self.model, runs, on_step=show)
+        memory = self.config.memory_mib << 20
+        return learn_masks(self.model, runs, memory=memory, on_step=show, stops=stops)
 
     def learned_masks(self, configs: Sequence[PruneConfig], share: float) -> LearnedMasks:
         """Return the masks that an interrupted call learned, or learn them."""
@@ -217,19 +220,21 @@ class Pruning:
             goal = self.goal(max_auroc)
             found = [(run, *scan_sizes(goal, tau)) for run, tau in enumerate(learned.tau)]
             passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
-            near = [one for one in passed if one[0] <= FAR * int((learned.keep[one[1]] | self.needed).sum())]
-            if passed and not near and not takes_far:
+            close = [one for one in passed if one[0] <= FAR * int((learned.keep[one[1]] | self.needed).sum())]
+            if passed and not close and not takes_far:
                 break
             if passed:
-                size, run, keep, curve = min(near or passed, key=lambda one: one[:2])
+                size, run, keep, curve = min(close or passed, key=lambda one: one[:2])
                 sizes = loss_at_sizes(goal.on_part().evaluator, learned.tau[run])
                 scan = {"size": size, "run": run, "max_auroc": max_auroc, "curve": curve, "sizes": sizes}
                 return keep, {"scan": scan}, goal
         ends = ", ".join(f"{int(h[-1]['n_node'])} nodes at loss {h[-1]['loss']:.3f}" for h in learned.history)
         near = "" if takes_far else " near what was learned"
+        lowest = min((point for *_, curve in found for point in curve), key=lambda point: point["loss"])
         raise PruneError(
             f"no size{near} meets target_loss {self.config.target_loss} less the margin of {self.config.margin:.0%} on "
-            f"{self.task.name}: masks ended with {ends}; raise target_loss or n_step"
+            f"{self.task.name}: masks ended with {ends}, the best of the sizes tried is {lowest['n_node']} nodes at "
+            f"loss {lowest['loss']:.3f}; raise target_loss or n_step"
         )
 
     def cut_out(self, learned: LearnedMasks, *, takes_far: bool = True) -> Circuit:
@@ -247,10 +252,12 @@ class Pruning:
         keep, scanned, goal = self.choose_size(learned, takes_far=takes_far)
         starts = self._starts(goal, keep, learned.tau[scanned["scan"]["run"]])
         ways = list(itertools.product(starts, range(self.config.n_order)))
-        found = [self._refine(goal, start, order, number) for number, (start, order) in enumerate(ways)]
+        found = [self._refine(goal, start, order, way) for way, (start, order) in enumerate(ways)]
         refined = min(found, key=lambda one: (one.n_node, one.n_edge))
+        if len(found) > 1:
+            self.say(f"{len(found)} ways of removal end at {', '.join(str(one.n_node) for one in found)} nodes")
         scanned["orders"] = [
-            {"n_start": int(start.sum()), "n_node": one.n_node, "n_edge": one.n_edge}
+            {"n_node_start": int(start.sum()), "n_node": one.n_node, "n_edge": one.n_edge}
             for (start, _), one in zip(ways, found, strict=True)
         ]
         task = self.task
@@ -295,14 +302,14 @@ class Pruning:
         wider = keep_top(ranked, torch.tensor([n for n in sizes if n <= int((ranked > -torch.inf).sum())]).long())
         return [keep, *(start for start in wider if goal.judge(start[None])[1])]
 
-    def _refine(self, goal: Goal, keep: Bool[Tensor, " node"], order: int, number: int) -> Refined:
+    def _refine(self, goal: Goal, keep: Bool[Tensor, " node"], order: int, way: int) -> Refined:
         def on_round(now: Refining) -> None:
             record = now.rounds[-1]
             edges = "" if record["n_edge"] is None else f", {record['n_edge']} edges"
             self.say(f"{record['n_node']} nodes{edges} left, loss {record['loss']:.3f}")
-            self.unfinished.note(number, now)
+            self.unfinished.note(way, now)
 
-        begun = self.unfinished.refining.get(number)
+        begun = self.unfinished.refining.get(way)
         return refine(goal, keep, cuts_edges=self.config.cuts_edges, order=order, begun=begun, on_round=on_round)
 
 

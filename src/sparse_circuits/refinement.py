@@ -27,7 +27,8 @@ N_ERROR = 3.0
 surely something."""
 
 SHUFFLE = 1.0
-"""Noise on the ranking of removals in all orders but the first, in standard deviations of what is ranked."""
+"""Noise on the ranking of removals in all orders but the first, in standard deviations of what is ranked, which are the
+items that can go."""
 
 N_RANKING_PAIR = 48
 """Pairs of the split that sizes and removals are tried on before the whole split decides."""
@@ -112,8 +113,9 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
     """Find the smallest number of top-ranked nodes that reaches the goal; needed ones stand above all others.
 
     Neither loss nor AUROC is monotone in the size, so sizes are scanned on a geometric grid around the number of
-    nodes that were learned, then on a finer one below the smallest that passed. Sizes that pass on a part of the split
-    are judged on the whole, from the smallest.
+    nodes that were learned, then on a finer one below the smallest that passed. Sizes that pass on a part of the split,
+    its target moved by how much harder the learned nodes find it than the whole, are judged on the whole, from the
+    smallest.
 
     Returns:
         The mask, or None if no size passes, and the curve: size and loss, on the part, of every size tried.
@@ -124,7 +126,7 @@ def scan_sizes(goal: Goal, tau: Float[Tensor, " node"]) -> tuple[Bool[Tensor, " 
     grid = grid.clamp(n_least, int((tau > -torch.inf).sum())).unique()
     curve: list[dict[str, float]] = []
     best: Bool[Tensor, " node"] | None = None
-    part = goal.on_part()
+    part = goal.on_part_of(keep_top(tau, torch.tensor([n_learned]))[0])
     for _ in range(2):
         keep = keep_top(tau, grid)
         losses, passed = part.judge(keep)
@@ -170,7 +172,7 @@ class Refined:
     """What was removed, round after round, and the loss after it."""
 
     effects: dict[str, float]
-    """By node and edge: how much higher the calibrated loss on a part of the split is without it, in nats."""
+    """By node and edge: how much higher the loss that decides is without it, on a part of the split, in nats."""
 
     @property
     def n_node(self) -> int:
@@ -219,7 +221,7 @@ def refine(
         goal: What must be reached; its evaluator has no edges.
         keep: Nodes that reach it.
         cuts_edges: Whether edges are removed too.
-        order: 0 removes the least missed first; any other number shuffles that ranking a little, in its own way.
+        order: 0 removes the least missed first; any other number shuffles that ranking in its own way; see `SHUFFLE`.
         begun: Where an interrupted call with the same arguments stood. What is left is ranked anew then, so that the
             result may differ from that of a call that was not interrupted.
         on_round: Called after each round with what is left.
@@ -406,10 +408,11 @@ def _ranked(
     is_loose: Bool[Tensor, " item"],
     generator: torch.Generator | None,
 ) -> Int[Tensor, " loose"]:
-    """Return the loose items from the least missed, the ranking shuffled a little by a generator if there is one."""
-    if generator is not None:
+    """Return the loose items from the least missed, the ranking shuffled by a generator if there is one."""
+    items, missed = items[is_loose], missed[is_loose]
+    if generator is not None and len(items):
         missed = missed + SHUFFLE * missed.std(correction=0) * torch.randn(len(missed), generator=generator)
-    return items[is_loose][missed[is_loose].argsort(stable=True)]
+    return items[missed.argsort(stable=True)]
 
 
 def _largest_that_can_go(goal: Goal, keep: Tensor, loose: Int[Tensor, " loose"]) -> tuple[int, float] | None:

@@ -17,7 +17,8 @@ from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.control_models import KINDS, Kind, control_run
 from sparse_circuits.corpus.shards import Corpus
-from sparse_circuits.errors import ConfigError, PruneError, TaskError
+from sparse_circuits.ensemble import prune_seeds, told_of_seeds
+from sparse_circuits.errors import ConfigError, OutputExistsError, PruneError, TaskError
 from sparse_circuits.faithfulness.card import BIGRAM_SOLVABLE
 from sparse_circuits.faithfulness.controls import circuit_or_reason
 from sparse_circuits.faithfulness.subject import kept_circuit
@@ -49,6 +50,7 @@ def prune_all(
     *,
     names: Sequence[str] | None = None,
     controls: bool = False,
+    n_seed: int = 1,
     corpus: Corpus | None = None,
     progress: TextIO | None = None,
 ) -> dict[str, Any]:
@@ -58,11 +60,13 @@ def prune_all(
         model: The model.
         out: Folder of the circuits, one a task, and of `summary.json`. Circuits that are there are kept, so a survey
             that was interrupted goes on, and one of a task that the model does not quite solve can be put beside. A
-            task whose circuit was cut for other prompts is skipped: they may be among those that it is measured on.
+            task whose circuit was cut for other prompts is skipped, as they may be among those that it is measured on,
+            and one whose folder holds the beginning of another pruning.
         config: How to prune.
         names: Tasks, by name or file; all of them if left out. A file's circuit lies in a folder of its stem.
         controls: Prune the nonsense tasks too, and the tasks in models that never learned them, with the same budget.
             One whose target can't be reached counts at the size of the whole model.
+        n_seed: Prune each task from this many seeds, and compare the circuits; the table is of the first one.
         corpus: For mined pairs.
         progress: Where progress goes; None is silent.
 
@@ -71,27 +75,31 @@ def prune_all(
         `fit` and `select`.
 
     Raises:
-        ConfigError: Controls, or means over the corpus, are asked for, and the model comes from no run folder.
+        ConfigError: Controls, or means over the corpus, are asked for, and the model comes from no run folder; or a
+            folder for a control model holds another one.
     """
     out, config = Path(out), config or PruneConfig()
     if controls and (model.folder is None or not is_run(model.folder)):
         raise ConfigError("controls need models like this one that never learned: open the model from its run folder")
+    kinds = KINDS if controls else ()
+    untrained = {kind: control_run(model, kind, out / f"{kind}-model", seed=config.seed) for kind in kinds}
     rows, skipped = {}, {}
     for name in [*(names or BEHAVIOURS), *(CONTROLS if controls else ())]:
         try:
             task = make_task(name, model.tokenizer, seed=config.seed, corpus=corpus)
             rows[name] = _row(model, task, out / task.name, config, progress)
-        except (TaskError, PruneError) as error:
+        except (TaskError, PruneError, OutputExistsError) as error:
             skipped[name] = str(error)
             say(progress, f"skipped {name}: {error}")
             continue
         say(progress, f"{name}: {rows[name]['n_node']} nodes, {rows[name]['n_edge']} edges")
+        if n_seed > 1 and not task.is_control:
+            rows[name]["seeds"] = _seeds(model, task, out / task.name, config, n_seed, progress)
     real = [row for row in rows.values() if _counts(row)]
     nonsense = [row for row in rows.values() if row["is_control"]]
     means = {key: mean_count([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
     control_mean = mean_count([row["n_node"] for row in nonsense])
-    sizes, kinds = {name: row["n_node"] for name, row in rows.items() if _counts(row)}, KINDS if controls else ()
-    untrained = {kind: _control_model(model, kind, sizes, out, config, progress) for kind in kinds}
+    sizes = {name: row["n_node"] for name, row in rows.items() if _counts(row)}
     summary = {
         "format": FORMAT,
         "version": VERSION,
@@ -102,11 +110,14 @@ def prune_all(
         "geometric_means": means,
         "control_mean": control_mean,
         "control_ratio": control_mean / means["n_node"] if control_mean and means["n_node"] else None,
-        "control_models": untrained,
+        "control_models": {
+            kind: _sizes_in_control(control, kind, sizes, out / f"{kind}-model" / "circuits", config, progress)
+            for kind, control in untrained.items()
+        },
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "summary.json", summary)
-    curves = {name: row["curve"] for name, row in rows.items() if "curve" in row and not row["is_control"]}
+    curves = {name: row["curve"] for name, row in rows.items() if row.get("curve") and _counts(row)}
     if curves:
         with written_whole(out / "curves.svg") as temporary:
             temporary.write_text(draw_curves(curves, target_loss=config.target_loss), encoding="utf-8")
@@ -125,8 +136,9 @@ def describe_tasks(
         corpus: For mined pairs.
 
     Returns:
-        By task: `behaviour` (one sentence), `example` (the shortest pair), and by level, `hard` form and `mined` pairs
-        `loss` (nats a side, chance 0.693) and `accuracy` of the full model; or `refused`, and why.
+        By task: `behaviour` (one sentence), `hash` of its prompts, `example` (the shortest pair), and by level, `hard`
+        form and `mined` pairs `loss` (nats a side, chance 0.693) and `accuracy` of the full model; or `refused`, and
+        why.
     """
     known, found = BEHAVIOURS | CONTROLS, {}
     for name in names or BEHAVIOURS:
@@ -144,7 +156,12 @@ def describe_tasks(
                 difference = all_logit_differences(model, pairs)[0]
                 numbers[part] = {"loss": float(task_loss(difference)), "accuracy": float(accuracy(difference))}
         behaviour = (known[name].__doc__ or "").strip().split("\n")[0] if name in known else f"pairs of {task.path}"
-        found[name] = {"behaviour": behaviour, "example": example_pair(model, task), "numbers": numbers}
+        found[name] = {
+            "behaviour": behaviour,
+            "hash": task.hash,
+            "example": example_pair(model, task),
+            "numbers": numbers,
+        }
     return found
 
 
@@ -184,6 +201,7 @@ def _circuit(
     Raises:
         PruneError: No size reaches the target, and the task is no control.
         TaskError: The circuit that is there was cut for other prompts.
+        OutputExistsError: The beginning of another pruning is there.
     """
     if task.is_control:
         found = circuit_or_reason(model, task, folder, config, progress)
@@ -199,12 +217,13 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     Raises:
         PruneError: The model does not solve the task, or no size reaches the target.
         TaskError: A prompt exceeds the model's context, or the circuit was cut for other prompts.
+        OutputExistsError: The beginning of another pruning is there.
     """
     task.refuse_longer_than(model.config.n_ctx)
     select, test = task.split("select"), task.split("test")
     difference = all_logit_differences(model, deciding_pairs(task))[0]
-    loss, was_there = float(task_loss(difference)), is_done(folder)
-    if loss > SOLVED and not task.is_control and not was_there:
+    loss, is_new = float(task_loss(difference)), not folder.exists()
+    if loss > SOLVED and not task.is_control and not is_done(folder):
         raise PruneError(
             f"the model does not solve it: loss {loss:.3f}, accuracy {float(accuracy(difference)):.3f} on select "
             f"and fit (solved is {SOLVED}, chance 0.693); train longer, or prune it alone with a higher target_loss"
@@ -215,16 +234,16 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     if circuit is None:
         n_node = sum(model.config.node_widths().values())
         return row | {"n_node": n_node, "n_edge": 0, "n_edge_all": 0, "is_reached": False}
-    seconds = None if was_there else round(time.monotonic() - started, 1)
+    seconds = round(time.monotonic() - started, 1) if is_new else None
     circuit.log_test_reading(folder, "survey")
     nothing = torch.zeros(1, circuit.n_node_total, dtype=torch.bool)
     evaluator = Evaluator(model=model, pairs=select, values=circuit.values, may_shift=not task.answers_vary)
     # The pairs and the loss that the sizes of learned masks were tried by.
-    wanted = difference if config.goal == "model" else None
+    wanted = difference if circuit.settings.get("goal") == "model" else None
     tried = dataclasses.replace(evaluator, pairs=deciding_pairs(task), wanted=wanted).on_part(N_RANKING_PAIR)
-    part = task.split("fit").take(torch.arange(min(N_ATTRIBUTION_PAIR, len(task.split("fit")))))
+    part = task.split("fit").part(N_ATTRIBUTION_PAIR)
     curves = {
-        "learned": circuit.removed[0]["scan"]["sizes"],
+        "learned": circuit.size_curve(),
         "gradient": loss_at_sizes(tried, gradient_ranking(model, part, circuit.values)),
         "integrated_gradients": loss_at_sizes(tried, integrated_ranking(model, part, circuit.values)),
     }
@@ -252,21 +271,32 @@ def _row(model: Transformer, task: Task, folder: Path, config: PruneConfig, prog
     }
 
 
+def _seeds(
+    model: Transformer, task: Task, folder: Path, config: PruneConfig, n_seed: int, progress: TextIO | None
+) -> dict[str, Any]:
+    """Prune a task from more seeds, beside its circuit, and compare; or say in `refused` why that can't be done."""
+    try:
+        return prune_seeds(model, task, folder / "seeds", config, n_seed=n_seed, first=folder, progress=progress)
+    except (ConfigError, PruneError, OutputExistsError) as error:
+        say(progress, f"no other seeds of {task.name}: {error}")
+        return {"refused": str(error)}
+
+
 def _counts(row: dict[str, Any]) -> bool:
     """Say whether a task is part of the means: no control, and not solved by a bigram table."""
     return not row["is_control"] and not row["is_bigram_solvable"]
 
 
-def _control_model(
-    model: Transformer, kind: Kind, sizes: dict[str, int], out: Path, config: PruneConfig, progress: TextIO | None
+def _sizes_in_control(
+    control: Transformer, kind: Kind, sizes: dict[str, int], out: Path, config: PruneConfig, progress: TextIO | None
 ) -> dict[str, Any]:
     """Prune the tasks in a model that never learned them.
 
     Args:
-        model: The trained model.
-        kind: Which control.
+        control: That model.
+        kind: Which control it is.
         sizes: Nodes of the real circuits, by task.
-        out: The survey's folder.
+        out: Folder of its circuits.
         config: How the real circuits were pruned.
         progress: Where progress goes.
 
@@ -274,13 +304,12 @@ def _control_model(
         Nodes by task (None where the target was not reached), the geometric mean of control over real, and the tasks
         that were skipped, with the reason.
     """
-    control = control_run(model, kind, out / f"{kind}-model", seed=config.seed)
-    n_all, found, skipped = sum(model.config.node_widths().values()), {}, {}
+    n_all, found, skipped = sum(control.config.node_widths().values()), {}, {}
     for name in sizes:
-        task = dataclasses.replace(make_task(name, model.tokenizer, seed=config.seed), is_control=True)
+        task = dataclasses.replace(make_task(name, control.tokenizer, seed=config.seed), is_control=True)
         try:
-            circuit = _circuit(control, task, out / f"{kind}-model" / "circuits" / task.name, config, progress)
-        except TaskError as error:
+            circuit = _circuit(control, task, out / task.name, config, progress)
+        except (TaskError, OutputExistsError) as error:
             skipped[name] = str(error)
             say(progress, f"skipped {name} in the {kind} model: {error}")
             continue
@@ -308,6 +337,8 @@ def table(summary: dict[str, Any]) -> str:
         if others := row.get("other_settings"):
             told = ", ".join(f"{key} {value}" for key, value in others.items())
             lines.append(f"{name} was there already, cut out with other settings: {told}")
+        if seeds := row.get("seeds"):
+            lines.append(f"{name}: {seeds.get('refused') or told_of_seeds(seeds)}")
     for name in ("gradient", "integrated_gradients"):
         pairs = [row["size_by_ranking"] for row in summary["tasks"].values() if _counts(row) and row["is_reached"]]
         ratios = [sizes[name] / sizes["learned"] for sizes in pairs if sizes[name] and sizes["learned"]]

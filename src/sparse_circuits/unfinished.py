@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sparse_circuits.checkpoint import load_arrays, save_arrays
-from sparse_circuits.errors import ConfigError
+from sparse_circuits.errors import OutputExistsError
 from sparse_circuits.masks import LearnedMasks
 from sparse_circuits.refinement import Refining
 
@@ -24,7 +24,7 @@ class Unfinished:
         made_of: What decides the result, by name: hashes, and the command.
 
     Raises:
-        ConfigError: The folder holds the beginning of another pruning.
+        OutputExistsError: The folder holds the beginning of another pruning.
         FormatError: Its file is damaged.
     """
 
@@ -36,7 +36,7 @@ class Unfinished:
         self.learned: LearnedMasks | None = None
         """The masks of the attempt under way."""
         self.refining: dict[int, Refining] = {}
-        """How far each order of removal has come."""
+        """How far each way of refining, a start and an order, has come; by its number."""
         if self.path is not None and self.path.exists():
             self._read(self.path)
 
@@ -45,9 +45,9 @@ class Unfinished:
         self.learned, self.refining = learned, {}
         self._write()
 
-    def note(self, order: int, now: Refining) -> None:
-        """Note how far an order has come."""
-        self.refining[order] = now
+    def note(self, way: int, now: Refining) -> None:
+        """Note how far a way has come."""
+        self.refining[way] = now
         self._write()
 
     def miss(self) -> None:
@@ -65,15 +65,15 @@ class Unfinished:
         if self.path is None:
             return
         arrays = {} if self.learned is None else {"tau": self.learned.tau.numpy()}
-        for order, now in self.refining.items():
-            arrays |= {f"{order}.nodes": now.nodes.numpy(), f"{order}.items": now.items.numpy()}
+        for way, now in self.refining.items():
+            arrays |= {f"{way}.nodes": now.nodes.numpy(), f"{way}.items": now.items.numpy()}
         header = {
             "format": FORMAT,
             "version": VERSION,
             "made_of": self.made_of,
             "n_missed": self.n_missed,
             "history": None if self.learned is None else self.learned.history,
-            "orders": {order: {"stage": now.stage, "rounds": now.rounds} for order, now in self.refining.items()},
+            "orders": {way: {"stage": now.stage, "rounds": now.rounds} for way, now in self.refining.items()},
         }
         save_arrays(self.path, arrays, header)
 
@@ -84,10 +84,8 @@ class Unfinished:
         if header["history"] is not None:
             self.learned = LearnedMasks(tau=_tensor(arrays["tau"]), history=header["history"])
         self.refining = {
-            int(order): Refining(
-                nodes=_tensor(arrays[f"{order}.nodes"]), items=_tensor(arrays[f"{order}.items"]), **kept
-            )
-            for order, kept in header["orders"].items()
+            int(way): Refining(nodes=_tensor(arrays[f"{way}.nodes"]), items=_tensor(arrays[f"{way}.items"]), **kept)
+            for way, kept in header["orders"].items()
         }
 
 
@@ -101,11 +99,11 @@ def refuse_other(path: Path, held: dict[str, str], made_of: dict[str, str], *, w
         what: What was begun, for the message.
 
     Raises:
-        ConfigError: They differ.
+        OutputExistsError: They differ.
     """
     for name, made in made_of.items():
         if held.get(name) != made:
-            raise ConfigError(
+            raise OutputExistsError(
                 f"{path}: the {what} begun there has another {name}; repeat it as it was, name another folder, "
                 "or remove the file"
             )

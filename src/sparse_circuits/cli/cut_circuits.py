@@ -32,14 +32,20 @@ def tasks(
     """Show what each task asks, with an example, and how well a model does it."""
     from sparse_circuits import survey
     from sparse_circuits.ablation import ablation_values
+    from sparse_circuits.errors import TaskError
     from sparse_circuits.faithfulness.card import task_card
     from sparse_circuits.loading import load
+    from sparse_circuits.tasks import CONTROLS
 
     opened = load(model)
     names = [task] if task else None
     found = survey.describe_tasks(opened, names=names, seed=seed, corpus=corpus_of(opened, task))
     text = survey.tasks_table(found)
-    if task is not None and "refused" not in found[task]:
+    if task is None:
+        text += f"\n\n--task NAME shows one with its card; there are controls as well: {', '.join(CONTROLS)}"
+    elif "refused" in found[task]:
+        raise TaskError(found[task]["refused"])
+    else:
         made = task_for(opened, task, seed)
         values = ablation_values(opened, "task_mean", fit=made.split("fit"), n_token=1)
         card = dataclasses.asdict(task_card(opened, made, values))
@@ -59,7 +65,7 @@ def prune(
     controls: Annotated[
         bool, tyro.conf.arg(help="With --all: nonsense tasks, and models that never learned, too.")
     ] = False,
-    seeds: Annotated[int, tyro.conf.arg(help="Prune one task from this many seeds, and compare the circuits.")] = 1,
+    seeds: Annotated[int, tyro.conf.arg(help="Prune a task from this many seeds, and compare the circuits.")] = 1,
     max_token: MaxToken = None,
     json: Json = False,
 ) -> None:
@@ -74,8 +80,8 @@ def prune(
         raise ConfigError("name one task, or say --all" if task is None else f"{task} and --all: say one of them")
     if seeds < 1:
         raise ConfigError(f"seeds is {seeds}, expected 1 or more")
-    if all and (seeds > 1 or max_token is not None):
-        raise ConfigError("--seeds and --max-token have no effect with --all")
+    if all and max_token is not None:
+        raise ConfigError("--max-token has no effect with --all")
     if controls and not all:
         raise ConfigError("--controls has no effect without --all")
     if all:
@@ -83,7 +89,7 @@ def prune(
 
         opened = load(model)
         summary = survey.prune_all(
-            opened, out, config, controls=controls, corpus=corpus_of(opened), progress=terminal()
+            opened, out, config, controls=controls, n_seed=seeds, corpus=corpus_of(opened), progress=terminal()
         )
         tell(summary, survey.table(summary), json=json)
         wrote(out / "summary.json")
@@ -135,7 +141,6 @@ def search(
         n_at_once=n_at_once,
         progress=terminal(),
     )
-    circuit.save(out)
     tell({"n_node": circuit.n_node, "n_edge": circuit.n_edge, **circuit.losses}, str(circuit), json=json)
     wrote(out)
 

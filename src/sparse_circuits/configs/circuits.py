@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from sparse_circuits.settings import Config, require
 
@@ -95,6 +95,10 @@ class PruneConfig(Config):
     n_mean_token: int = 500_000
     """Least tokens that corpus means are taken over."""
 
+    memory_mib: int = 2048
+    """Memory that the activations of mask learning may take, in MiB, an estimate: as many runs go side by side as fit
+    in; one goes in any case. Masks are the same."""
+
     seed: int = 0
     """Decides initial noise and batches."""
 
@@ -110,7 +114,7 @@ class PruneConfig(Config):
         )
         for name in ("target_loss", "lr", "temperature", "eps"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}, expected above 0")
-        for name in ("n_step", "n_pair", "n_run", "n_start", "n_order", "n_mean_token"):
+        for name in ("n_step", "n_pair", "n_run", "n_start", "n_order", "n_mean_token", "memory_mib"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}, expected 1 or more")
         require(0 <= self.warmup_frac < 1, f"warmup_frac is {self.warmup_frac}, expected [0, 1)")
         for name in ("beta2", "margin"):
@@ -118,6 +122,10 @@ class PruneConfig(Config):
         require(0.5 <= self.max_auroc <= 1, f"max_auroc is {self.max_auroc}, expected [0.5, 1]")
         for name in ("weight_decay", "init_noise", "necessity_coefficient"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}, expected 0 or more")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the circuit, as JSON: all but what it may cost."""
+        return {name: value for name, value in self.to_json().items() if name != "memory_mib"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

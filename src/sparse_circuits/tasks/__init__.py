@@ -1,5 +1,7 @@
 """The tasks by name."""
 
+from pathlib import Path
+
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import TaskError, did_you_mean
 from sparse_circuits.tasks.brackets import BracketBrace, BracketCounting
@@ -81,10 +83,12 @@ def task(
     if max_token is not None and max_token < 1:
         raise TaskError(f"max_token is {max_token}, expected 1 or more")
     known = BEHAVIOURS | CONTROLS
-    if name not in known and name.endswith((".jsonl", ".csv")):
+    if name not in known and name.lower().endswith((".jsonl", ".csv")):
         return task_from_file(name, _checked(tokenizer), seed=seed, max_token=max_token or MAX_TOKENS_OF_FILE)
     if name not in known:
-        raise TaskError(f"no task is called {name!r}{did_you_mean(name, BEHAVIOURS)}")
+        if Path(name).is_file():
+            raise TaskError(f"{name}: a file of pairs is called *.jsonl or *.csv, after its format")
+        raise TaskError(f"no task is called {name!r}{did_you_mean(name, known)}")
     most = max_token or MAX_TOKENS
     return sample_task(known[name], _checked(tokenizer), seed=seed, corpus=corpus, sizes=sizes, max_token=most)
 

@@ -42,7 +42,7 @@ def read_rows(path: Path) -> dict[int, dict[str, str]]:
         raise TaskError(f"{path}: there is no such file") from None
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    rows = _json_rows(path, text) if path.suffix == ".jsonl" else _csv_rows(path, text)
+    rows = _json_rows(path, text) if path.suffix.lower() == ".jsonl" else _csv_rows(path, text)
     if not rows:
         raise TaskError(f"{path}: holds no pairs; expected rows with {', '.join(REQUIRED)}")
     for line, row in rows.items():

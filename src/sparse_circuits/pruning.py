@@ -216,9 +216,11 @@ class Pruning:
         Raises:
             PruneError: No size of any run reaches the target, or only one that is too far.
         """
+        tried: list[dict[str, float]] = []
         for max_auroc in sorted({self.max_auroc, 1.0}):
             goal = self.goal(max_auroc)
             found = [(run, *scan_sizes(goal, tau)) for run, tau in enumerate(learned.tau)]
+            tried += [point for *_, curve in found for point in curve]
             passed = [(int(keep.sum()), run, keep, curve) for run, keep, curve in found if keep is not None]
             close = [one for one in passed if one[0] <= FAR * int((learned.keep[one[1]] | self.needed).sum())]
             if passed and not close and not takes_far:
@@ -230,7 +232,7 @@ class Pruning:
                 return keep, {"scan": scan}, goal
         ends = ", ".join(f"{int(h[-1]['n_node'])} nodes at loss {h[-1]['loss']:.3f}" for h in learned.history)
         near = "" if takes_far else " near what was learned"
-        lowest = min((point for *_, curve in found for point in curve), key=lambda point: point["loss"])
+        lowest = min(tried, key=lambda point: point["loss"])
         raise PruneError(
             f"no size{near} meets target_loss {self.config.target_loss} less the margin of {self.config.margin:.0%} on "
             f"{self.task.name}: masks ended with {ends}, the best of the sizes tried is {lowest['n_node']} nodes at "

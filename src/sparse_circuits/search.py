@@ -152,18 +152,17 @@ def _value(pruning: Pruning, tau: torch.Tensor) -> tuple[float, bool, dict[str, 
     It counts as its nodes; where no size keeps to the limit on AUROC, which pruning gives up then, as its nodes and
     those of the model.
     """
-    n_node = len(tau)
+    n_node, tried = len(tau), []
     for max_auroc in sorted({pruning.max_auroc, 1.0}):
-        goal = pruning.goal(max_auroc)
-        keep, curve = scan_sizes(goal, tau)
+        keep, curve = scan_sizes(pruning.goal(max_auroc), tau)
+        tried += curve
         if keep is not None:
-            return float(keep.sum() + n_node * (max_auroc > pruning.max_auroc)), True, _lowest(curve)
-    missed = _lowest(curve)["loss"] - goal.target_loss
-    return n_node * (2 + MISS * max(missed, 0.0)), False, _lowest(curve)
-
-
-def _lowest(curve: list[dict[str, float]]) -> dict[str, float]:
-    return min(curve, key=lambda point: point["loss"])
+            value, is_reached = float(keep.sum() + n_node * (max_auroc > pruning.max_auroc)), True
+            break
+    else:
+        missed = min(point["loss"] for point in tried) - pruning.goal(1.0).target_loss
+        value, is_reached = n_node * (2 + MISS * max(missed, 0.0)), False
+    return value, is_reached, min(tried, key=lambda point: point["loss"])
 
 
 def _optuna() -> Any:

@@ -81,8 +81,10 @@ def prune_all(
     out, config = Path(out), config or PruneConfig()
     if controls and (model.folder is None or not is_run(model.folder)):
         raise ConfigError("controls need models like this one that never learned: open the model from its run folder")
-    kinds = KINDS if controls else ()
-    untrained = {kind: control_run(model, kind, out / f"{kind}-model", seed=config.seed) for kind in kinds}
+    kinds: tuple[Kind, ...] = KINDS if controls else ()
+    untrained: dict[Kind, Transformer] = {
+        kind: control_run(model, kind, out / f"{kind}-model", seed=config.seed) for kind in kinds
+    }
     rows, skipped = {}, {}
     for name in [*(names or BEHAVIOURS), *(CONTROLS if controls else ())]:
         try:

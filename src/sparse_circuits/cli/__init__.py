@@ -10,6 +10,7 @@ from sparse_circuits.cli import bridge_models, check_circuits, cut_circuits, exc
 from sparse_circuits.configs import DemoConfig, TrainConfig
 from sparse_circuits.errors import SparseCircuitsError
 from sparse_circuits.memory import keep_freed_memory
+from sparse_circuits.waiting import wait_briefly
 
 app = tyro.extras.SubcommandApp()
 for command in (
@@ -42,6 +43,7 @@ def main() -> None:
     """Run the command; an expected error is one line on stderr and exit code 1, a warning is one line too."""
     arguments = sys.argv[1:]
     keep_freed_memory()
+    wait_briefly()
     as_before, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         if len(arguments) > 1 and arguments[0] in ("train", "demo") and arguments[1].endswith(".json"):

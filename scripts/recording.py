@@ -17,9 +17,11 @@ def machine() -> str:
 
 
 def occasion(folder: Path) -> str:
-    """Name date, commit and machine; the commit is that of the checkout that `folder` lies in."""
+    """Name date, commit and machine: when `folder` was finished, and the commit of the checkout that it lies in."""
+    done = folder / "DONE"
+    day = datetime.date.fromtimestamp(done.stat().st_mtime) if done.exists() else datetime.date.today()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=folder)
-    return f"on {datetime.date.today()}, at commit {commit.stdout.strip()}, on a shared machine with {machine()}"
+    return f"on {day}, at commit {commit.stdout.strip()}, on a shared machine with {machine()}"
 
 
 def row(*cells: object) -> str:

@@ -159,9 +159,10 @@ def test_a_circuit_that_is_not_whole_is_refused(tmp_path):
     ("task", "message"),
     [
         ({}, "task.name is None, expected str"),
-        ({"name": "t"}, "task.seed is None, expected int"),
-        ({"name": "t", "seed": 0, "path": 3}, r"task.path is 3, expected str \| None"),
-        ({"name": "t", "seed": 0, "max_token": "long"}, r"task.max_token is 'long', expected int \| None"),
+        ({"name": "t"}, "task.hash is None, expected str"),
+        ({"name": "t", "hash": "0"}, "task.seed is None, expected int"),
+        ({"name": "t", "hash": "0", "seed": 0, "path": 3}, r"task.path is 3, expected str \| None"),
+        ({"name": "t", "hash": "", "seed": 0, "max_token": "long"}, r"task.max_token is 'long', expected int \| None"),
     ],
 )
 def test_a_task_that_is_not_described_is_refused_by_name(task, message, tmp_path):

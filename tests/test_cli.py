@@ -141,14 +141,13 @@ def test_an_argument_that_is_no_utf_8_is_refused_in_one_line(command, tmp_path):
         assert (code, out) == (r"sparse-circuits: 'caf\udce9' holds half a character (a lone surrogate)", "")
 
 
-def test_a_task_that_the_model_can_not_read_is_told_without_its_card(command, tmp_path):
+def test_a_task_that_the_model_can_not_read_is_refused(command, tmp_path):
     shape = ModelConfig(n_vocab=1024, n_ctx=8, n_layer=1, d_model=16, n_head=1, d_head=4, d_mlp=16, bigram="none")
     model = Transformer(shape, sc.load(sc.example()).tokenizer)
     save_model(model, tmp_path / "m" / MODEL_NAME, weights="plain")
     model.tokenizer.save(tmp_path / "m" / "tokenizer.json")
-    code, out, _ = command("tasks", tmp_path / "m", "--task", "with_as")
-    assert code == 0
-    assert "the model's context 8" in out
+    code, _, _ = command("tasks", tmp_path / "m", "--task", "with_as")
+    assert "the model's context 8" in code
 
 
 def test_ablation_values_that_a_circuit_has_are_not_silently_kept(command, tmp_path):
@@ -213,6 +212,11 @@ def test_an_unknown_task_is_offered_the_nearest(command, idioms_corpus, quick_ru
     training.train(quick_run, corpus=idioms_corpus, out=tmp_path / "run")
     code, _, _ = command("prune", tmp_path / "run", "single_quote", "--out", tmp_path / "c")
     assert "no task is called 'single_quote'; did you mean single_double_quote?" in code
+    code, _, _ = command("tasks", tmp_path / "run", "--task", "nonsense_inital")
+    assert "did you mean nonsense_initial" in code
+    (tmp_path / "pairs.txt").write_text("nothing")
+    code, _, _ = command("prune", tmp_path / "run", tmp_path / "pairs.txt", "--out", tmp_path / "c")
+    assert "pairs.txt: a file of pairs is called *.jsonl or *.csv, after its format" in code
 
 
 def test_an_empty_folder_is_no_corpus(command, tmp_path):

@@ -88,7 +88,9 @@ def task(
     if name not in known:
         if Path(name).is_file():
             raise TaskError(f"{name}: a file of pairs is called *.jsonl or *.csv, after its format")
-        raise TaskError(f"no task is called {name!r}{did_you_mean(name, known)}")
+        raise TaskError(
+            f"no task is called {name!r}{did_you_mean(name, CONTROLS if name.startswith('nons') else BEHAVIOURS)}"
+        )
     most = max_token or MAX_TOKENS
     return sample_task(known[name], _checked(tokenizer), seed=seed, corpus=corpus, sizes=sizes, max_token=most)
 

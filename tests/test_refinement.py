@@ -22,7 +22,7 @@ from sparse_circuits.edges import EdgeSpace, edges_between
 from sparse_circuits.nodes import NodeSpace
 from sparse_circuits.pruning import prune
 from sparse_circuits.refinement import Goal, Refined, _ranked, eliminate, keep_top, refine, scan_sizes
-from sparse_circuits.scoring import CHANCE
+from sparse_circuits.scoring import CHANCE, fit_calibration, task_loss
 
 QUICK = PruneConfig(ablation="zero", n_step=80, n_pair=8, lr=3e-2, target_loss=0.1)
 
@@ -111,6 +111,31 @@ def test_refinement_leaves_the_known_nodes_and_edges_and_nothing_of_them_can_go(
     # Without any one of them nothing is known of the answer: the loss rises to chance.
     loss = float(evaluator.losses(refined.keep[None]))
     assert list(refined.effects.values()) == pytest.approx([CHANCE - loss] * 5, abs=1e-5)
+
+
+@pytest.mark.parametrize("cuts_edges", [False, True])
+def test_of_what_is_left_nothing_can_go_alone_though_a_part_speaks_for_all(monkeypatch, cuts_edges):
+    monkeypatch.setattr("sparse_circuits.refinement.HOPELESS", -0.9)  # the part says of nearly all that it can't go
+    model, pairs = random_model(), random_pairs(60)
+    space = NodeSpace.of(model.config)
+    evaluator = Evaluator(model=model, pairs=pairs, values=torch.zeros(space.n_node), may_shift=True)
+    every = torch.ones(space.n_node, dtype=torch.bool)
+    whole = float(evaluator.losses(every[None]))
+    goal = dataclasses.replace(goal_of(evaluator, max_auroc=1.0), target_loss=(whole + CHANCE) / 2)
+    refined = refine(goal, every, cuts_edges=cuts_edges)
+    circuit = Circuit(model=model, keep=refined.keep, edges=refined.edges, values=evaluator.values, task={})
+    edges = EdgeSpace.of(edges_between(model, refined.keep))
+    exact = dataclasses.replace(goal, evaluator=dataclasses.replace(evaluator, edges=edges))
+    live = torch.cat([refined.edges[name][tuple(ends.T)] for name, ends in edges.ends.items()])
+    items = torch.cat((refined.keep, live))
+    loss, passed = exact.judge(items[None])
+    assert passed
+    difference = circuit.logit_difference(pairs, calibrated=False)
+    fitted = fit_calibration(difference, may_shift=True)
+    assert float(loss) == pytest.approx(float(task_loss(fitted(difference))), rel=1e-4)
+    for item in exact.removable(items).nonzero().flatten().tolist():
+        loss, passed = exact.judge(exact.evaluator.without(items, torch.tensor([item]))[None])
+        assert not passed, exact.evaluator.names(torch.arange(len(items)) == item)
 
 
 def test_refinement_ends_as_small_as_the_smallest_subset_that_reaches_the_goal():

@@ -19,12 +19,12 @@ N_MEASURED = 128
 """Items that are left out in turn, those that matter least to first order; all others wait."""
 
 HOPELESS = 0.05
-"""Items whose removal, by what it does on a part of the split, would end this share of the target above it are not
-judged on the whole."""
+"""Items whose removal, by what it does on a part of the split, would end this share of the target above it are judged
+on the whole last."""
 
 N_ERROR = 3.0
-"""Nor those that end this many standard errors of their effect above it: in a large circuit most items do little, but
-surely something."""
+"""So are those that end this many standard errors of their effect above it: in a large circuit most items do little,
+but surely something."""
 
 SHUFFLE = 1.0
 """Noise on the ranking of removals in all orders but the first, in standard deviations of what is ranked, which are the
@@ -214,8 +214,7 @@ def refine(
     """Remove nodes, then edges, as long as what is left reaches the goal on the split.
 
     Nodes go in groups, then edges; at the end each node and edge that is left is tried alone, again and again, until a
-    whole pass removes none. So the result is 1-minimal, as far as a part of the split tells of those that are clearly
-    needed; see `HOPELESS` and `N_ERROR`.
+    whole pass removes none. So the result is 1-minimal: without any one of them it misses the goal.
 
     Args:
         goal: What must be reached; its evaluator has no edges.
@@ -301,8 +300,8 @@ def eliminate_alone(
     """Remove items that can go alone, judged on the whole split, until a pass over all of them finds none.
 
     Items are tried in parts, first those that matter least to first order. Of a part all go that can, in groups; then
-    all are ranked anew. Items whose effect on a part of the split shows that they can't go are not judged on the whole;
-    see `HOPELESS` and `N_ERROR`.
+    all are ranked anew. Items whose effect on a part of the split says that they can't go, see `HOPELESS` and
+    `N_ERROR`, are judged on the whole at the end, when no other is left that can.
 
     Args:
         goal: What must be reached.
@@ -318,33 +317,43 @@ def eliminate_alone(
         items = evaluator.removable(keep).nonzero().flatten()
         if len(items) > N_MEASURED:
             items = items[part.evaluator.estimated_effects(keep)[:, items].abs().mean(0).argsort(stable=True)]
-        losses = torch.full((len(keep),), torch.nan)
-        has_removed = False
+        losses, found = torch.full((len(keep),), torch.nan), None
+        unlikely: list[Tensor] = []
         for some in items.split(N_MEASURED):
-            losses[some], likely = _likely_to_go(goal, part, keep, some)
+            losses[some], likely, others = _as_the_part_says(goal, part, keep, some)
+            unlikely.append(others)
             found = _those_that_can_go(goal, keep, likely)
             if found is not None:
-                gone, loss = found
-                keep = evaluator.without(keep, gone)
-                has_removed = True
-                on_round(keep, _record(goal, keep, gone, loss))
                 break
-        if not has_removed:
+        if found is None and len(others := torch.cat(unlikely)):
+            found = _those_that_can_go(goal, keep, _that_can_go_alone(goal, keep, others))
+        if found is None:
             left = evaluator.removable(keep)
             return keep, dict(zip(evaluator.names(left), losses[left].tolist(), strict=True))
+        gone, loss = found
+        keep = evaluator.without(keep, gone)
+        on_round(keep, _record(goal, keep, gone, loss))
 
 
-def _likely_to_go(
+def _as_the_part_says(
     goal: Goal, part: Goal, keep: Tensor, items: Int[Tensor, " some"]
-) -> tuple[Float[Tensor, " some"], Int[Tensor, " likely"]]:
-    """Return the losses on the part without each item, and the items that may go by them, the least missed first."""
+) -> tuple[Float[Tensor, " some"], Int[Tensor, " likely"], Int[Tensor, " unlikely"]]:
+    """Return the losses on the part without each item, and which may go by them and which not, least missed first."""
     own = part.evaluator.pair_losses(keep[None])[0]
     without = part.evaluator.pair_losses(part.evaluator.without_each(keep, items), base=keep)  # (some, pair)
     losses = without.mean(1)
     error = (without - own).std(1, correction=0) / len(own) ** 0.5
     margin = (N_ERROR * error).clamp(max=HOPELESS * goal.target_loss)
     order = losses.argsort(stable=True)
-    return losses, items[order][(goal.removable(keep)[items] & (losses <= part.target_loss + margin))[order]]
+    may_go, is_likely = goal.removable(keep)[items[order]], (losses <= part.target_loss + margin)[order]
+    return losses, items[order][may_go & is_likely], items[order][may_go & ~is_likely]
+
+
+def _that_can_go_alone(goal: Goal, keep: Tensor, items: Int[Tensor, " item"]) -> Int[Tensor, " alone"]:
+    """Return the items that can go alone, judged on the whole split, the least missed first."""
+    losses, passed = goal.judge(goal.evaluator.without_each(keep, items), base=keep)
+    order = losses.argsort(stable=True)
+    return items[order][passed[order]]
 
 
 def _those_that_can_go(

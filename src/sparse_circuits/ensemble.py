@@ -8,6 +8,7 @@ from typing import Any, TextIO
 import torch
 
 from sparse_circuits.candidates import Evaluator
+from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError
 from sparse_circuits.faithfulness.selectivity import jaccard
@@ -62,13 +63,7 @@ def prune_seeds(
     seeds = list(range(config.seed, config.seed + n_seed * config.n_run, config.n_run))
     for seed in seeds:
         folder = first if first is not None and seed == config.seed else out / f"seed-{seed}"
-        if not is_done(folder):
-            prune(model, task, config, seed=seed, folder=folder, progress=progress)
-        circuit = kept_circuit(folder, model, task)
-        if others := circuit.other_settings(dataclasses.replace(config, seed=seed)):
-            told = ", ".join(f"{name} {value}" for name, value in others.items())
-            raise ConfigError(f"{folder} was cut out with other settings ({told}); name another folder or remove it")
-        circuits.append(circuit)
+        circuits.append(_circuit(model, task, folder, dataclasses.replace(config, seed=seed), progress))
     evaluator = Evaluator(
         model=model, pairs=task.split("select"), values=circuits[0].values, may_shift=not task.answers_vary
     )
@@ -94,6 +89,22 @@ def prune_seeds(
         with written_whole(out / "curves.svg") as temporary:
             temporary.write_text(draw_models({task.name: curves}, target_loss=config.target_loss), encoding="utf-8")
     return found
+
+
+def _circuit(model: Transformer, task: Task, folder: Path, config: PruneConfig, progress: TextIO | None) -> Circuit:
+    """Return the circuit that is there, or a new one.
+
+    Raises:
+        ConfigError: The one that is there was cut out with other settings.
+        TaskError: Or for other prompts.
+    """
+    if not is_done(folder):
+        prune(model, task, config, folder=folder, progress=progress)
+    circuit = kept_circuit(folder, model, task)
+    if others := circuit.other_settings(config):
+        told = ", ".join(f"{name} {value}" for name, value in others.items())
+        raise ConfigError(f"{folder} was cut out with other settings ({told}); name another folder or remove it")
+    return circuit
 
 
 def table(found: dict[str, Any]) -> str:

@@ -77,8 +77,7 @@ def match(
         _train_or_keep(folder, dense_config(sparse, width, lr=config.lr), corpus, progress)
         return _described(folder, sparse)["loss"]
 
-    first = config.first_width or first_width(sparse, target["n_nonzero"])
-    d_head = sparse.model.d_head
+    d_head, first = sparse.model.d_head, config.first_width or first_width(sparse, target["n_nonzero"])
     require(first % d_head == 0, f"first_width is {first}, expected a multiple of the heads' width {d_head}")
     widths = bracket(loss_of, target["loss"], first=first, step=d_head, n_model=config.n_model)
     dense = [{"d_model": width, **_described(out / f"dense-{width}", sparse)} for width in widths]

@@ -91,9 +91,8 @@ def search_settings(
     refuse_finished(out, "circuit")
     out.mkdir(parents=True, exist_ok=True)
     pruning = Pruning(model, task, config, folder=out, command="search", progress=progress)
-    made_of = pruning.unfinished.made_of
     best = _stored_best(out / BEST, pruning)
-    study = _open(optuna, out, f"{task.name}, {sha256_of_json(made_of)[:16]}", config.seed, progress)
+    study = _open(optuna, out, pruning)
     best = best or _learned_again(study, out / BEST, pruning)
     while (n_done := _n_done(study)) < n_trial:
         trials = [study.ask() for _ in range(min(n_at_once, n_trial - n_done))]
@@ -109,16 +108,11 @@ def search_settings(
             trial.set_user_attr("lowest", lowest)
             if is_reached and (best is None or value < best[0]["value"]):
                 header = {"value": value, "trial": trial.number, "config": drawn.to_json(), "last": history[-1]}
-                best = _keep(out / BEST, made_of, header, tau)
+                best = _keep(out / BEST, pruning, header, tau)
             study.tell(trial, value)  # a trial that counts as done has its mask kept
             say(progress, f"trial {n_done} of {n_trial}: {'' if value < len(tau) else 'counts as '}{value:,.0f} nodes")
     if best is None:
-        lowest = study.best_trial.user_attrs["lowest"]
-        raise PruneError(
-            f"no trial of {n_trial} meets target_loss {config.target_loss} less the margin of {config.margin:.0%} on "
-            f"{task.name}, the best of the sizes tried is {lowest['n_node']} nodes at loss {lowest['loss']:.3f}; "
-            "raise target_loss, or try more"
-        )
+        raise _unreached(study, pruning, n_trial)
     header, tau = best
     found = LearnedMasks(tau=tau[None], history=[[header["last"]]])
     pruning.config = PruneConfig.from_json(header["config"], where=str(out))
@@ -127,6 +121,16 @@ def search_settings(
     circuit.save(out)
     pruning.unfinished.remove()
     return circuit
+
+
+def _unreached(study: Any, pruning: Pruning, n_trial: int) -> PruneError:
+    """Say that no trial reaches the target, and how near the best one comes."""
+    lowest, config = study.best_trial.user_attrs["lowest"], pruning.config
+    return PruneError(
+        f"no trial of {n_trial} meets target_loss {config.target_loss} less the margin of {config.margin:.0%} on "
+        f"{pruning.task.name}, the best of the sizes tried is {lowest['n_node']} nodes at loss {lowest['loss']:.3f}; "
+        "raise target_loss, or try more"
+    )
 
 
 def _median_rule(trials: list[Any], configs: list[PruneConfig]) -> Stops:
@@ -174,15 +178,16 @@ def _optuna() -> Any:
     return optuna
 
 
-def _open(optuna: Any, out: Path, name: str, seed: int, progress: TextIO | None) -> Any:
+def _open(optuna: Any, out: Path, pruning: Pruning) -> Any:
     """Open the journal, or begin a new one beside a journal that can't be read."""
     path = out / "journal.log"
+    name = f"{pruning.task.name}, {sha256_of_json(pruning.unfinished.made_of)[:16]}"
 
     def study() -> Any:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
         made = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
         # The sampler's state is not kept; with the seed alone a second call would draw what the first one drew.
-        drawn = int(sha256_of_json([seed, len(made.get_trials(deepcopy=False))])[:8], 16)
+        drawn = int(sha256_of_json([pruning.config.seed, len(made.get_trials(deepcopy=False))])[:8], 16)
         made.sampler = optuna.samplers.TPESampler(seed=drawn, constant_liar=True)
         made.pruner = optuna.pruners.MedianPruner()
         for trial in made.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
@@ -196,7 +201,8 @@ def _open(optuna: Any, out: Path, name: str, seed: int, progress: TextIO | None)
     except (ValueError, KeyError, TypeError, AssertionError) as error:  # what a broken line makes the library raise
         aside = path.with_suffix(f".broken-{len(list(out.glob('journal.broken-*'))) + 1}")
         path.rename(aside)
-        say(progress, f"{path} can't be read ({type(error).__name__}: {error}); kept as {aside.name}, begun anew")
+        told = f"{path} can't be read ({type(error).__name__}: {error}); kept as {aside.name}, begun anew"
+        say(pruning.progress, told)
         return study()
 
 
@@ -214,8 +220,9 @@ def _drawn(trial: Any, config: PruneConfig) -> PruneConfig:
     return dataclasses.replace(config, seed=config.seed + trial.number, **drawn)
 
 
-def _keep(path: Path, made_of: dict[str, str], header: dict[str, Any], tau: torch.Tensor) -> Best:
+def _keep(path: Path, pruning: Pruning, header: dict[str, Any], tau: torch.Tensor) -> Best:
     """Write the best mask so far, which a search that was interrupted goes on from."""
+    made_of = pruning.unfinished.made_of
     save_arrays(path, {"tau": tau.numpy()}, {"format": FORMAT, "version": VERSION, "made_of": made_of, **header})
     return header, tau
 
@@ -249,4 +256,4 @@ def _learned_again(study: Any, path: Path, pruning: Pruning) -> Best | None:
     if not is_reached:
         return None
     header = {"value": value, "trial": trial.number, "config": drawn.to_json(), "last": learned.history[0][-1]}
-    return _keep(path, pruning.unfinished.made_of, header, learned.tau[0])
+    return _keep(path, pruning, header, learned.tau[0])

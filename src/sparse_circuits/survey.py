@@ -60,8 +60,8 @@ def prune_all(
         model: The model.
         out: Folder of the circuits, one a task, and of `summary.json`. Circuits that are there are kept, so a survey
             that was interrupted goes on, and one of a task that the model does not quite solve can be put beside. A
-            task whose circuit was cut for other prompts is skipped, as they may be among those that it is measured on,
-            and one whose folder holds the beginning of another pruning.
+            task whose circuit was cut for other prompts, or whose folder holds the beginning of another pruning, is
+            skipped.
         config: How to prune.
         names: Tasks, by name or file; all of them if left out. A file's circuit lies in a folder of its stem.
         controls: Prune the nonsense tasks too, and the tasks in models that never learned them, with the same budget.
@@ -71,8 +71,7 @@ def prune_all(
         progress: Where progress goes; None is silent.
 
     Returns:
-        What `summary.json` holds; see docs/formats.md. Losses of circuits are on `test`, all other parts decided on
-        `fit` and `select`.
+        What `summary.json` holds; see docs/formats.md. Losses of circuits are on `test`, which decides nothing.
 
     Raises:
         ConfigError: Controls, or means over the corpus, are asked for, and the model comes from no run folder; or a
@@ -81,26 +80,21 @@ def prune_all(
     out, config = Path(out), config or PruneConfig()
     if controls and (model.folder is None or not is_run(model.folder)):
         raise ConfigError("controls need models like this one that never learned: open the model from its run folder")
-    kinds: tuple[Kind, ...] = KINDS if controls else ()
     untrained: dict[Kind, Transformer] = {
-        kind: control_run(model, kind, out / f"{kind}-model", seed=config.seed) for kind in kinds
+        kind: control_run(model, kind, out / f"{kind}-model", seed=config.seed) for kind in KINDS if controls
     }
     rows, skipped = {}, {}
     for name in [*(names or BEHAVIOURS), *(CONTROLS if controls else ())]:
         try:
             task = make_task(name, model.tokenizer, seed=config.seed, corpus=corpus)
-            rows[name] = _row(model, task, out / task.name, config, progress)
+            row = rows[name] = _row(model, task, out / task.name, config, progress)
         except (TaskError, PruneError, OutputExistsError) as error:
             skipped[name] = str(error)
             say(progress, f"skipped {name}: {error}")
             continue
-        say(progress, f"{name}: {rows[name]['n_node']} nodes, {rows[name]['n_edge']} edges")
+        say(progress, f"{name}: {row['n_node']} nodes, {row['n_edge']} edges")
         if n_seed > 1 and not task.is_control:
-            rows[name]["seeds"] = _seeds(model, task, out / task.name, config, n_seed, progress)
-    real = [row for row in rows.values() if _counts(row)]
-    nonsense = [row for row in rows.values() if row["is_control"]]
-    means = {key: mean_count([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
-    control_mean = mean_count([row["n_node"] for row in nonsense])
+            row["seeds"] = _seeds(model, task, out / task.name, config, n_seed, progress)
     sizes = {name: row["n_node"] for name, row in rows.items() if _counts(row)}
     summary = {
         "format": FORMAT,
@@ -109,9 +103,7 @@ def prune_all(
         "config": config.to_json(),
         "tasks": rows,
         "skipped": skipped,
-        "geometric_means": means,
-        "control_mean": control_mean,
-        "control_ratio": control_mean / means["n_node"] if control_mean and means["n_node"] else None,
+        **_means(rows),
         "control_models": {
             kind: _sizes_in_control(control, kind, sizes, out / f"{kind}-model" / "circuits", config, progress)
             for kind, control in untrained.items()
@@ -119,10 +111,7 @@ def prune_all(
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "summary.json", summary)
-    curves = {name: row["curve"] for name, row in rows.items() if row.get("curve") and _counts(row)}
-    if curves:
-        with written_whole(out / "curves.svg") as temporary:
-            temporary.write_text(draw_curves(curves, target_loss=config.target_loss), encoding="utf-8")
+    _draw(rows, out / "curves.svg", config.target_loss)
     return summary
 
 
@@ -279,9 +268,26 @@ def _seeds(
     """Prune a task from more seeds, beside its circuit, and compare; or say in `refused` why that can't be done."""
     try:
         return prune_seeds(model, task, folder / "seeds", config, n_seed=n_seed, first=folder, progress=progress)
-    except (ConfigError, PruneError, OutputExistsError) as error:
+    except (ConfigError, TaskError, PruneError, OutputExistsError) as error:
         say(progress, f"no other seeds of {task.name}: {error}")
         return {"refused": str(error)}
+
+
+def _means(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the geometric means over the tasks that count, that over the nonsense ones, and their ratio."""
+    real = [row for row in rows.values() if _counts(row)]
+    means = {key: mean_count([row[key] for row in real]) for key in ("n_node", "n_edge", "n_edge_all")}
+    control = mean_count([row["n_node"] for row in rows.values() if row["is_control"]])
+    ratio = control / means["n_node"] if control and means["n_node"] else None
+    return {"geometric_means": means, "control_mean": control, "control_ratio": ratio}
+
+
+def _draw(rows: dict[str, dict[str, Any]], path: Path, target_loss: float) -> None:
+    """Draw the curves of the tasks that count, if there are any."""
+    curves = {name: row["curve"] for name, row in rows.items() if row.get("curve") and _counts(row)}
+    if curves:
+        with written_whole(path) as temporary:
+            temporary.write_text(draw_curves(curves, target_loss=target_loss), encoding="utf-8")
 
 
 def _counts(row: dict[str, Any]) -> bool:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_circuits.audit import NEEDED, audit, hash_grams, share_leaked, table
+from sparse_circuits.audit import NEEDED, audit, share_leaked, table
 from sparse_circuits.configs import CorpusConfig
 from sparse_circuits.corpus import shards
+from sparse_circuits.corpus.grams import hash_grams
 from sparse_circuits.tasks import BEHAVIOURS, task
 from sparse_circuits.tasks.sampling import SplitSizes
 

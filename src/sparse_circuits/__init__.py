@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sparse_circuits.bridges.paths import evaluate_hybrids as evaluate_hybrids
     from sparse_circuits.bridges.ridge import ridge_bridge as ridge_bridge
     from sparse_circuits.bridges.steering import steer as steer
+    from sparse_circuits.building import build_corpus as build_corpus
     from sparse_circuits.circuit import Circuit as Circuit
     from sparse_circuits.configs import BridgeConfig as BridgeConfig
     from sparse_circuits.configs import CorpusConfig as CorpusConfig
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sparse_circuits.configs import VerifyConfig as VerifyConfig
     from sparse_circuits.converting import convert as convert
     from sparse_circuits.corpus.shards import Corpus as Corpus
-    from sparse_circuits.corpus.shards import build as build_corpus  # noqa: F401
     from sparse_circuits.downloads import download as download
     from sparse_circuits.editing import NodeEdit as NodeEdit
     from sparse_circuits.editing import edited as edited
@@ -76,7 +76,7 @@ _HOMES = {
     "VerifyConfig": "configs",
     "convert": "converting",
     "Corpus": "corpus.shards",
-    "build_corpus": "corpus.shards",
+    "build_corpus": "building",
     "download": "downloads",
     "SparseCircuitsError": "errors",
     "NodeEdit": "editing",
@@ -110,9 +110,6 @@ _HOMES = {
 }
 """Public name: the module that has it; an empty one marks a module."""
 
-_OTHER_NAMES = {"build_corpus": "build"}
-"""Names that are public under another name."""
-
 __all__ = sorted(_HOMES)
 
 
@@ -123,7 +120,7 @@ def __getattr__(name: str) -> Any:
     if not _HOMES[name]:
         return importlib.import_module(f"sparse_circuits.{name}")
     module = importlib.import_module(f"sparse_circuits.{_HOMES[name]}")
-    return getattr(module, _OTHER_NAMES.get(name, name))
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_circuits.corpus.grams import hash_grams, is_among
 from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import TaskError
 from sparse_circuits.files import write_json
@@ -12,9 +13,6 @@ from sparse_circuits.tables import aligned
 from sparse_circuits.tasks import BEHAVIOURS, task
 from sparse_circuits.tasks.pairs import Pairs, Task
 from sparse_circuits.tasks.sampling import Behaviour
-
-N_GRAM = 13
-"""Tokens in a row that a prompt of level ii must not share with the corpus (DESIGN: corpus)."""
 
 MOST_PREVALENT = 0.03
 """Largest share of a source's characters that one task's places may take."""
@@ -113,17 +111,6 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def hash_grams(rows: np.ndarray, n: int = N_GRAM) -> np.ndarray:
-    """Return a 64-bit hash of every `n` entries in a row of the last axis."""
-    step = np.uint64(0x9E3779B97F4A7C15)
-    with np.errstate(over="ignore"):
-        length = rows.shape[-1] - n + 1
-        hashes = np.zeros((*rows.shape[:-1], max(length, 0)), dtype=np.uint64)
-        for i in range(n if length > 0 else 0):
-            hashes = hashes * step + rows[..., i : i + length].astype(np.uint64) + np.uint64(1)
-    return hashes
-
-
 def _corpus_grams(corpus: Corpus) -> np.ndarray:
     """Return the sorted hashes of all training text."""
     parts = [hash_grams(np.asarray(corpus.tokens(source, "train"))) for source in corpus.sources]
@@ -140,9 +127,7 @@ def share_leaked(pairs: Pairs, grams: np.ndarray) -> float:
     found = 0
     for sides, length in zip(pairs.tokens.numpy(), pairs.length.tolist(), strict=True):
         for prompt in sides:
-            hashes = hash_grams(prompt[:length])
-            at = np.minimum(np.searchsorted(grams, hashes), len(grams) - 1)
-            found += bool((grams[at] == hashes).any()) if len(hashes) else 0
+            found += bool(is_among(hash_grams(prompt[:length]), grams).any())
     return found / (2 * len(pairs))
 
 

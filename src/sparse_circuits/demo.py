@@ -9,9 +9,10 @@ from typing import Any, TextIO
 
 from sparse_circuits import viewer
 from sparse_circuits.ablation import corpus_means
+from sparse_circuits.building import build_corpus
 from sparse_circuits.circuit import Circuit
 from sparse_circuits.configs import DemoConfig, VerifyConfig
-from sparse_circuits.corpus import shards
+from sparse_circuits.corpus.shards import Corpus
 from sparse_circuits.errors import ConfigError
 from sparse_circuits.faithfulness import verify
 from sparse_circuits.files import is_done, read_json, write_json
@@ -73,11 +74,11 @@ class Demo:
         """Return where the pages are."""
         return [self.out / "circuits" / name / "circuit.html" for name in self.config.tasks]
 
-    def _corpus(self) -> shards.Corpus:
+    def _corpus(self) -> Corpus:
         folder = self.out / "corpus"
-        return shards.Corpus(folder) if is_done(folder) else shards.build(self.config.corpus, folder, on_step=self._say)
+        return Corpus(folder) if is_done(folder) else build_corpus(self.config.corpus, folder, on_step=self._say)
 
-    def _circuit(self, name: str, model: Transformer, corpus: shards.Corpus) -> dict[str, Any]:
+    def _circuit(self, name: str, model: Transformer, corpus: Corpus) -> dict[str, Any]:
         folder = self.out / "circuits" / name
         task = make_task(name, model.tokenizer, seed=self.config.seed, corpus=corpus)
         if not is_done(folder):

@@ -46,17 +46,18 @@ def corpus(
     json: Json = False,
 ) -> None:
     """Read text, train a tokenizer on it, and write token shards."""
-    from sparse_circuits.corpus import shards
+    from sparse_circuits.building import build_corpus
     from sparse_circuits.tokenizer import Tokenizer
 
     given = None if tokenizer is None else Tokenizer.load(tokenizer)
     if given is not None:
         config = dataclasses.replace(config, n_vocab=given.n_vocab)
-    built = shards.build(config, out, tokenizer=given, on_step=say)
+    built = build_corpus(config, out, tokenizer=given, on_step=say)
     lines = [
         f"{name}: {entry['n_token']['train']:,} training tokens in {entry['n_document']['train']:,} documents, "
         f"{entry['n_token']['validation']:,} held out; {entry['n_undecodable']} undecodable, "
-        f"{entry['n_duplicate']} duplicate, {entry['n_too_long']} too long ({entry['version']})"
+        f"{entry['n_duplicate']} duplicate, {entry['n_too_long']} too long, {entry['n_leaking']} like a task's prompts "
+        f"({entry['version']})"
         for name, entry in built.index["sources"].items()
     ]
     tell(built.index, "\n".join(lines), json=json)

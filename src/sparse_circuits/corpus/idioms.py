@@ -34,7 +34,7 @@ from sparse_circuits.corpus.idiom_pieces import (
 
 Random = random.Random
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the same seed gives other documents."""
 
 
@@ -325,7 +325,7 @@ IDIOMS: dict[str, Callable[[Random], str]] = {
 """Idiom by name: each draws one top-level piece of Python that ends with one newline."""
 
 _WEIGHTS: dict[str, int] = {
-    "class_copy": 6,
+    "class_copy": 8,
     "containers": 10,
     "conversation": 4,
     "defaults": 3,
@@ -333,9 +333,9 @@ _WEIGHTS: dict[str, int] = {
     "if_chain": 5,
     "number_constants": 2,
     "number_lists": 4,
-    "set_or_string": 8,
+    "set_or_string": 9,
     "settings": 4,
-    "swap": 10,
+    "swap": 14,
     "ternary": 4,
     "with_file": 12,
     "with_path": 6,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparse_circuits.configs import CorpusConfig
 from sparse_circuits.corpus import idioms, python_files, text_files
+from sparse_circuits.corpus.grams import hash_grams, is_among
 from sparse_circuits.errors import CorpusError
 from sparse_circuits.files import (
     is_done,
@@ -55,6 +56,7 @@ def build(
     out: Path | str,
     *,
     tokenizer: Tokenizer | None = None,
+    kept_out: Callable[[Tokenizer], np.ndarray] = lambda _: np.zeros(0, dtype=np.uint64),
     on_step: Callable[[str], None] = lambda _: None,
 ) -> "Corpus":
     """Read the sources, train the tokenizer, write the shards.
@@ -63,6 +65,8 @@ def build(
         config: Sources and sizes.
         out: Folder to write.
         tokenizer: One to use as it is, such as a dense model's, in place of a new one; of `config.n_vocab` tokens.
+        kept_out: Gives the sorted hashes of 13 tokens in a row (`grams`) that no document may have that is trained on;
+            such documents are left out and counted.
         on_step: Called with a sentence at each stage.
 
     Raises:
@@ -86,10 +90,11 @@ def build(
         )
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out / "tokenizer.json")
+    grams = kept_out(tokenizer)
     described = {}
     for source in sources:
         on_step(f"tokenising {source.name}")
-        described[source.name] = _write_shards(source, tokenizer, config, out)
+        described[source.name] = _write_shards(source, tokenizer, grams, config, out)
     index = {"format": FORMAT, "version": VERSION, "config": config.to_json(), "sources": described}
     index["tokenizer_sha256"] = hashlib.sha256((out / "tokenizer.json").read_bytes()).hexdigest()
     index["hash"] = sha256_of_json(index)
@@ -280,13 +285,16 @@ def _tokenizer_texts(sources: list[_Source], config: CorpusConfig) -> Iterator[s
     )
 
 
-def _write_shards(source: _Source, tokenizer: Tokenizer, config: CorpusConfig, out: Path) -> dict[str, Any]:
+def _write_shards(
+    source: _Source, tokenizer: Tokenizer, grams: np.ndarray, config: CorpusConfig, out: Path
+) -> dict[str, Any]:
     """Tokenise both splits; return the source's entry in the index."""
     entry: dict[str, Any] = {
         "version": source.version,
         "n_undecodable": source.n_undecodable,
         "n_duplicate": source.n_duplicate,
         "n_too_long": source.n_too_long,
+        "n_leaking": 0,
         "n_document": {},
         "n_token": {},
         "sha256": {},
@@ -295,10 +303,14 @@ def _write_shards(source: _Source, tokenizer: Tokenizer, config: CorpusConfig, o
         tokens, n_document = array.array("H"), 0
         for start in range(0, len(documents), 512):
             for ids in tokenizer.encode_many(documents[start : start + 512]):
-                if len(tokens) < config.max_token:
-                    tokens.extend(ids)
-                    tokens.append(tokenizer.end_of_text)
-                    n_document += 1
+                if len(tokens) >= config.max_token:
+                    break
+                if split == "train" and is_among(hash_grams(np.array(ids, dtype=np.uint16)), grams).any():
+                    entry["n_leaking"] += 1
+                    continue
+                tokens.extend(ids)
+                tokens.append(tokenizer.end_of_text)
+                n_document += 1
         data = tokens.tobytes()
         with written_whole(out / _shard_name(source.name, split)) as temporary:
             temporary.write_bytes(data)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ N_LINE = 8
 
 N_FRUITLESS = 2_000
 """Draws of code without a site, one after the other, until a sampler gives up."""
+
+N_HOPELESS = 400
+"""Draws that a tokenizer breaks, one after the other, until a task's prompts are not kept out of a corpus."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ def sample_task(
                 chosen = {name: templates[name] for name in dealt["test" if split == "hard" else split]}
             else:
                 chosen = unseen_templates(behaviour)
-            rng = random.Random(f"{behaviour.name}:{split}:{level}:{seed}")
+            rng = _rng(behaviour, split, level, seed)
             drawn = _drawn_pairs(behaviour, chosen, level, form, rng)
             part = collect(drawn, accept, n_pair=n_pair, n_try=20 * n_pair)
             _refuse_too_few(behaviour, split, part, n_pair, accept)
@@ -166,6 +170,21 @@ def sample_task(
         max_token=max_token,
         is_control=behaviour.is_control,
     )
+
+
+def unseen_pairs(behaviour: Behaviour, tokenizer: Tokenizer, *, seed: int = 0) -> Pairs:
+    """Draw the pairs of `test`, level ii, alone, and some more: `test` leaves out what other splits have.
+
+    There are none if the tokenizer breaks the first `N_HOPELESS` draws.
+    """
+    rng, n_pair = _rng(behaviour, "test", "ii", seed), SplitSizes().test + 32
+    drawn = _drawn_pairs(behaviour, unseen_templates(behaviour), "ii", "plain", rng)
+    first = list(itertools.islice(drawn, N_HOPELESS))
+    accept, again = (
+        PairFilter(tokenizer, max_token=MAX_TOKENS, last_token_tells=behaviour.last_token_tells) for _ in range(2)
+    )
+    is_hopeless = not any(accept(pair) for pair in first)
+    return collect(itertools.chain(first, drawn), again, n_pair=n_pair, n_try=0 if is_hopeless else 20 * n_pair)
 
 
 def seen_templates(behaviour: Behaviour) -> dict[str, Template]:
@@ -229,6 +248,10 @@ def longer_pairs(
 
     accept = PairFilter(tokenizer, max_token=max_token, last_token_tells=behaviour.last_token_tells)
     return collect(source(), accept, n_pair=n_pair, n_try=6 * n_pair)
+
+
+def _rng(behaviour: Behaviour, split: str, level: Level, seed: int) -> random.Random:
+    return random.Random(f"{behaviour.name}:{split}:{level}:{seed}")
 
 
 def _drawn_pairs(

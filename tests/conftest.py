@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+from hypothesis import settings
 from release_models import CASES
 
 from sparse_circuits import cli
@@ -12,6 +13,10 @@ from sparse_circuits.corpus import shards
 from sparse_circuits.training import train
 
 pytest_plugins = ["browser"]
+
+# No test asserts a time; on a busy machine an example takes many times as long.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

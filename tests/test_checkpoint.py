@@ -78,7 +78,7 @@ def full_disk(of_name: str, real: Callable[..., None] = save_arrays) -> Callable
     return save
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_matrix_comes_back_from_its_parts(data: st.DataObject) -> None:
     n_row, n_column = data.draw(st.integers(1, 6)), data.draw(st.sampled_from([1, 2, 7, 255, 256, 257, 300]))

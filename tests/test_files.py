@@ -115,7 +115,7 @@ def test_values_that_are_no_json_leave_the_old_file(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["file.json"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.dictionaries(st.text(), JSON, max_size=5), indent=st.sampled_from([None, 1]))
 def test_json_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, data: dict, indent: int | None) -> None:
     path = tmp_path_factory.getbasetemp() / "round trip.json"
@@ -123,7 +123,7 @@ def test_json_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, dat
     assert read_json(path) == data
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.dictionaries(st.text(), JSON, max_size=5))
 def test_the_hash_of_json_ignores_the_order_of_keys(data: dict) -> None:
     backwards = dict(reversed(list(data.items())))

@@ -95,7 +95,7 @@ def test_there_are_at_least_45_idioms_and_each_varies() -> None:
         assert len({idiom(random.Random(seed)) for seed in range(40)}) > 36
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**40), n_document=st.integers(1, 6), more=st.integers(0, 4))
 def test_a_document_depends_on_the_seed_and_its_place_only(seed: int, n_document: int, more: int) -> None:
     short = list(documents(n_document, seed=seed))
@@ -108,7 +108,7 @@ def test_a_document_of_another_seed_is_another() -> None:
     assert not set(documents(50, seed=1)) & set(documents(50, seed=2))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 2**40))
 def test_a_document_has_two_to_seven_idioms_after_its_head(seed: int) -> None:
     text = document(random.Random(seed))
@@ -116,7 +116,7 @@ def test_a_document_has_two_to_seven_idioms_after_its_head(seed: int) -> None:
     assert 2 <= text.count("\n\n\n") + 1 <= 7 * 2 + 1
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**40))
 def test_a_message_is_one_to_nine_words_without_quotes(seed: int) -> None:
     text = message(random.Random(seed))

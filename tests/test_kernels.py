@@ -56,7 +56,7 @@ ENTRIES = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32), st.integers(-
 
 
 @given(st.data(), st.integers(1, 300), st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_abs_topk_and_its_gradient_are_the_references(data, width, n_row):
     seed = data.draw(st.integers(0, 1 << 20))
     x = torch.randn(n_row, width, generator=torch.Generator().manual_seed(seed))
@@ -95,7 +95,7 @@ def test_abs_topk_takes_what_is_not_contiguous():
 
 
 @given(st.data(), st.integers(1, 60), st.integers(1, 150), st.sampled_from([0, 1, 2, 4]), st.sampled_from([0, 1]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_projection_is_the_references_and_exact(data, n_row, n_column, n_alive, axis):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 20)))
     weight = torch.randn(n_row, n_column, generator=generator).round(decimals=data.draw(st.integers(0, 4)))

@@ -34,7 +34,7 @@ def assert_alike(found, expected, tolerance):
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 70), st.integers(1, 40), st.integers(0, 999), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_shape_is_the_references_in_double_precision(batch, head, pos, d, seed, has_sink):
     q, k, v, grad, sink = drawn((batch, head, pos, d), seed)
     given_sink = sink if has_sink else None
@@ -46,7 +46,7 @@ def test_every_shape_is_the_references_in_double_precision(batch, head, pos, d, 
 
 
 @given(st.integers(0, 70), st.integers(0, 999))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_queries_without_a_gradient_are_passed_over_and_nothing_else_changes(n_without, seed):
     q, k, v, grad, sink = drawn((2, 2, 70, 16), seed)
     grad[0, :, :n_without] = 0
@@ -135,7 +135,7 @@ def test_no_gradient_looks_ahead_either():
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 70), st.integers(1, 40), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @torch.no_grad()
 def test_the_last_queries_behind_a_cache_are_the_references(batch, head, n_query, n_before, d, has_sink):
     q, k, v, _, sink = drawn((batch, head, n_before + n_query, d), seed=d)
@@ -169,7 +169,7 @@ def test_what_it_is_for_goes_through_it_and_the_rest_does_not():
 
 
 @given(st.floats(-126, 127, width=32))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_powers_of_two_are_right_to_two_in_ten_million(x):
     vectors = loops("_vectors_numba")
     assert vectors is not None

@@ -16,7 +16,7 @@ def _gates(data, n_run, width):
 
 
 @given(st.data(), st.integers(1, 300), st.integers(1, 3), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_gated_topk_and_its_gradients_are_the_references(data, width, n_run, one_value_for_all):
     n_row, n_keep = 2 * n_run, data.draw(st.integers(0, width))
     finite = st.one_of(st.sampled_from(SPECIAL[:6]), st.floats(-1e3, 1e3, width=32), st.integers(-2, 2).map(float))
@@ -40,7 +40,7 @@ def test_gated_topk_and_its_gradients_are_the_references(data, width, n_run, one
 
 
 @given(st.data(), st.integers(1, 300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_open_gates_leave_abs_topk(data, width):
     n_keep = data.draw(st.integers(0, width))
     x = torch.tensor(data.draw(st.lists(ENTRIES, min_size=width, max_size=width))).view(1, 1, width)
@@ -74,7 +74,7 @@ def test_a_batch_that_runs_cannot_share_is_refused():
 
 
 @given(st.data(), st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_product_around_what_is_constant_is_the_product(data, n_source, n_target, n_run, has_bias):
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     around = torch.randn(n_run, n_source, generator=generator)

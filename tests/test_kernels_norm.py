@@ -18,7 +18,7 @@ def test_a_vector_worked_by_hand():
 
 
 @given(st.integers(1, 300), st.integers(1, 200), st.booleans(), st.booleans(), st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_it_is_its_definition_gradients_included(width, n_row, uses_scale, has_gaps, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n_row, 2, width, generator=generator)[:, int(has_gaps) :]

@@ -38,7 +38,7 @@ def test_one_product_by_hand():
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_matrix_comes_back_from_its_nonzeros_and_turns_over(n_target, n_source, density, seed):
     weight = sparse(n_target, n_source, density, seed)
     for version in (cpu_packed, packed):
@@ -68,7 +68,7 @@ def test_a_vector_goes_by_columns_or_by_entries_with_one_result(n_alike, density
 
 
 @given(st.integers(1, 150), st.integers(1, 100), st.integers(1, 70), st.sampled_from([0.0, 0.05, 0.5]), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_products_and_gradients_are_those_of_the_whole_weight(n_vector, n_source, n_target, density, has_bias):
     weight = sparse(n_target, n_source, density, seed=n_vector)
     x, bias, grad = torch.randn(n_vector, n_source), torch.randn(n_target), torch.randn(n_vector, n_target)
@@ -105,7 +105,7 @@ def test_a_weight_that_is_not_stored_multiplies_nothing(bad):
 
 
 @given(st.integers(1, 60), st.integers(1, 300), st.integers(1, 300), st.sampled_from([0.0, 0.01, 0.3]), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_without_gradients_zeros_of_vectors_are_skipped_too(n_vector, n_source, n_target, density, has_bias):
     weight = sparse(n_target, n_source, density, seed=n_vector)
     x, bias = sparse(n_vector, n_source, 0.25), torch.randn(n_target) if has_bias else None

@@ -134,7 +134,7 @@ def test_no_module_shadows_a_public_name():
         home = sc._HOMES[name]
         if home:
             module = importlib.import_module(f"sparse_circuits.{home}")
-            assert getattr(sc, name) is getattr(module, sc._OTHER_NAMES.get(name, name))
+            assert getattr(sc, name) is getattr(module, name)
             assert not isinstance(getattr(sc, name), ModuleType)
         else:
             assert getattr(sc, name) is importlib.import_module(f"sparse_circuits.{name}")

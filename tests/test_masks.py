@@ -136,6 +136,26 @@ def test_masks_learned_side_by_side_begin_as_each_alone():
         assert history[0] == pytest.approx(alone.history[0][0], rel=1e-5)
 
 
+def test_runs_of_different_tasks_and_lengths_learn_together_what_each_learns_alone():
+    model, n_node = random_model(), NodeSpace.of(random_model().config).n_node
+    long, short = random_pairs(24), random_pairs(12)
+    short = dataclasses.replace(
+        short, tokens=short.tokens[..., :4].flip(1), length=short.length.clamp(max=4), answers=short.answers.flip(1)
+    )
+    config = PruneConfig(ablation="zero", n_step=30, n_pair=8, lr=3e-2, target_loss=0.6)
+    values = torch.linspace(-0.1, 0.1, n_node)
+    runs = [
+        MaskRun(fit=long, values=torch.zeros(n_node), config=config),
+        MaskRun(fit=short, values=values, config=dataclasses.replace(config, goal="model", seed=4), may_shift=False),
+    ]
+    together = learn_masks(model, runs)
+    for run, (keep, history) in enumerate(zip(together.keep, together.history, strict=True)):
+        alone = learn_masks(model, runs[run : run + 1])
+        assert history[0] == pytest.approx(alone.history[0][0], rel=1e-5)
+        assert float((keep == alone.keep[0]).double().mean()) >= 0.99
+        assert history[-1]["loss"] == pytest.approx(alone.history[0][-1]["loss"], abs=1e-3)
+
+
 def test_the_fast_kernels_end_at_the_masks_of_the_plain_ones():
     model, fit = random_model(), random_pairs()
     values = torch.randn(NodeSpace.of(model.config).n_node, generator=torch.Generator().manual_seed(0))

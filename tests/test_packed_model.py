@@ -6,7 +6,7 @@ import torch
 import sparse_circuits as sc
 from sparse_circuits import checkpoint
 from sparse_circuits.configs import ModelConfig
-from sparse_circuits.errors import FormatError, TapError
+from sparse_circuits.errors import DeviceError, FormatError, TapError
 from sparse_circuits.model import Transformer
 from sparse_circuits.packed_model import PackedEmbedding, load_packed, pack_model
 from sparse_circuits.sparse_products import sparse_products
@@ -93,9 +93,19 @@ def test_saving_it_again_is_refused(both, tmp_path):
         checkpoint.save_model(both[1], tmp_path / "model.safetensors")
 
 
-def test_only_the_cpu_runs_it():
-    with pytest.raises(ValueError, match="device is 'cuda'"):
-        sc.load(sc.example(), packed=True, device="cuda")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(DeviceError, match="device is cuda, but torch sees 0 GPUs here; take cpu"):
+        sc.load(tmp_path / "nothing", packed=True, device="cuda")
+
+
+def test_the_nonzeros_move_with_the_model_and_take_its_type():
+    tokens = torch.tensor([[3, 1, 4, 1, 5]])
+    model, packed = (sc.load(sc.example(), packed=wanted).double() for wanted in (False, True))
+    torch.testing.assert_close(packed(tokens), model(tokens), rtol=1e-9, atol=1e-9)
+    moved = sc.load(sc.example(), packed=True).to("meta")
+    held = [linear.packed for linear in moved.linears().values()] + [moved.token_embedding.packed]
+    assert {x.device.type for one in held for x in (one.values, one.columns, one.offsets)} == {"meta"}
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -108,7 +108,7 @@ def test_a_calibration_agrees_with_a_plain_fit(seed: int, strength: float, shift
     assert found.shift == pytest.approx(shift_expected * may_shift, rel=5e-3, abs=1e-2)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), log_strength=st.floats(-2, 2), shift=st.floats(-5, 5), flips=st.booleans())
 def test_a_calibration_never_makes_the_loss_worse(seed: int, log_strength: float, shift: float, flips: bool) -> None:
     difference = informative(seed, strength=10**log_strength * (-1 if flips else 1), shift=shift, n_pair=24)

@@ -45,7 +45,6 @@ def test_a_pair_worked_by_hand():
 
 
 @given(rows_of_pairs())
-@settings(deadline=None)
 def test_every_prompt_is_found_again(given_rows):
     tokens, length = given_rows
     found = SharedPrefixes.of(tokens, length)
@@ -70,7 +69,7 @@ def pairs_of(given_rows):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(rows_of_pairs(), st.integers(1, 2), st.integers(0, 99))
 def test_answers_and_gates_gradients_are_those_of_prompts_side_by_side(config, given_rows, n_run, seed):
     model = random_model(config)
@@ -116,7 +115,7 @@ def test_a_context_holds_the_longest_prompt_and_not_the_row():
 
 
 @given(rows_of_pairs(most=40), st.integers(1, 3), st.integers(1, 40), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_attention_of_last_queries_is_its_definition(given_rows, n_head, d, has_sink):
     found = SharedPrefixes.of(*given_rows)
     spans, generator = found.prompt_spans, torch.Generator().manual_seed(d)
@@ -133,7 +132,6 @@ def test_attention_of_last_queries_is_its_definition(given_rows, n_head, d, has_
 
 
 @given(rows_of_pairs(), st.booleans())
-@settings(deadline=None)
 def test_attention_of_last_queries_is_that_of_all_at_the_last(given_rows, has_sink):
     found = SharedPrefixes.of(*given_rows)
     generator = torch.Generator().manual_seed(1)
@@ -153,7 +151,7 @@ def test_what_is_not_finite_in_one_prompt_stays_there():
 
 
 @given(rows_of_pairs(most=40), st.integers(1, 2), st.integers(1, 20), st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_attention_over_shared_prefixes_is_its_definition(given_rows, n_head, d, has_sink):
     found = SharedPrefixes.of(*given_rows)
     n_token, generator = found.tokens.numel(), torch.Generator().manual_seed(d)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import xml.etree.ElementTree as ET
+from functools import partial
 
 import pytest
 from hand_built import hand_built_model
@@ -15,7 +16,17 @@ from sparse_circuits.configs import PruneConfig
 from sparse_circuits.errors import ConfigError, PruneError
 from sparse_circuits.pruning import Pruning
 from sparse_circuits.survey import geometric_mean, mean_count, table
+from sparse_circuits.tasks import sampling
+from sparse_circuits.tasks.sampling import SplitSizes
 from sparse_circuits.viewer.curves import draw_curves, draw_models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_pairs():
+    """A fifth of the pairs of each split: what is tested is the survey, not how well it knows a loss."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "SplitSizes", partial(SplitSizes, fit=200, select=80, test=80, hard=8))
+        yield
 
 
 @pytest.fixture(scope="module")

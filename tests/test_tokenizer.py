@@ -105,7 +105,7 @@ def test_the_vocabulary_is_as_large_as_asked(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([511]) == END_OF_TEXT
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=st.text() | st.text(alphabet=st.sampled_from("ab1 \n\t\r\"'()[]:/<|>é\u2003")))
 def test_any_text_comes_back_from_its_tokens(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -113,7 +113,7 @@ def test_any_text_comes_back_from_its_tokens(tokenizer: Tokenizer, text: str) ->
     assert all(0 <= token < tokenizer.end_of_text for token in ids)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(before=st.text(max_size=5), after=st.text(max_size=5))
 def test_the_end_of_text_never_comes_from_text_that_spells_it(tokenizer: Tokenizer, before: str, after: str) -> None:
     text = before + END_OF_TEXT + after
@@ -137,7 +137,7 @@ def test_text_full_of_ends_of_text_does_not_teach_it_as_a_word() -> None:
     assert tokenizer.decode([tokenizer.end_of_text]) == END_OF_TEXT
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(texts=st.lists(st.text(), max_size=4))
 def test_many_texts_are_encoded_as_one_by_one(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert tokenizer.encode_many(texts) == [tokenizer.encode(text) for text in texts]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sparse_circuits.kernels import cuda, reference
+from sparse_circuits.kernels.packed import pack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 3e38, math.inf, -math.inf, math.nan, 1.0, -1.0]
@@ -39,6 +40,12 @@ def test_abs_topk_of_each_width_is_the_references(width):
         for n_keep in {0, 1, width // 4, width}:
             assert same(cuda.abs_topk(x, n_keep), reference.abs_topk(x, n_keep))
             assert torch.equal(cuda.top_k_mask(x, n_keep), reference.top_k_mask(x, n_keep))
+
+
+def test_abs_topk_of_every_width_to_300_is_the_references():
+    for width in range(1, 301):
+        x = vectors("special", 1, width)
+        assert same(cuda.abs_topk(x, width // 3), reference.abs_topk(x, width // 3)), width
 
 
 @pytest.mark.parametrize("kind", ["random", "tied", "zero", "constant", "denormal", "huge", "special"])
@@ -87,6 +94,28 @@ def test_many_weights_are_projected_as_each_alone():
     for weight, found, (_, _, n_keep, n_alive, axis) in zip(weights, together, shapes, strict=True):
         reference.keep_largest_(weight, n_keep, n_alive=n_alive, neuron_axis=axis)
         assert torch.equal(found, weight)
+
+
+@pytest.mark.parametrize("n_vector", [0, 1, 3, 40])
+@pytest.mark.parametrize("size", [(5, 7), (33, 130), (1, 1)])
+def test_products_with_a_packed_weight_are_the_references(n_vector, size):
+    generator = torch.Generator().manual_seed(n_vector)
+    weight = torch.randn(size, generator=generator) * (torch.rand(size, generator=generator) < 0.4)
+    weight[0] = 0  # a row without nonzeros
+    weight[-1] = 1.5  # and one without zeros
+    packed, bias = pack(weight.to(DEVICE)), torch.randn(size[0], generator=generator).to(DEVICE)
+    x = vectors("random", n_vector, size[1])
+    for given in (None, bias):
+        found, wanted = (version.packed_linear(x, packed, given, None) for version in (cuda, reference))
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert found.shape == (n_vector, size[0])
+
+
+def test_what_a_packed_weight_leaves_out_multiplies_nothing_be_it_infinite():
+    packed = pack(torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], device=DEVICE))
+    x = torch.tensor([[[1.0, 3.0, math.inf], [math.nan, 4.0, -math.inf]]], device=DEVICE)
+    found = cuda.packed_linear(x, packed, None, None)
+    assert same(found, torch.tensor([[[6.0, 1.0, 0.0], [8.0, math.nan, 0.0]]], device=DEVICE))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="torch's fused attention for GPUs needs one")

@@ -12,13 +12,16 @@ from sparse_circuits.files import write_json
 from sparse_circuits.tables import aligned
 from sparse_circuits.tasks import BEHAVIOURS, task
 from sparse_circuits.tasks.pairs import Pairs, Task
-from sparse_circuits.tasks.sampling import Behaviour
+from sparse_circuits.tasks.sampling import Behaviour, SplitSizes
 
 MOST_PREVALENT = 0.03
 """Largest share of a source's characters that one task's places may take."""
 
 N_CHARACTER = 1_000_000
 """Characters of each source in which places are counted."""
+
+ASKED = SplitSizes(fit=2, select=2, hard=2)
+"""Pairs drawn of each task: those of `test`."""
 
 NEEDED = (
     *('("', "('", '")\n', "')\n", '",', "=None", "):\n", "():\n", "(self", "()\n", ".add", " +=", " set", " str"),
@@ -81,7 +84,7 @@ def audit(corpus: Corpus, *, seed: int = 0) -> dict[str, Any]:
         shares = {source: _prevalence(behaviour, text) for source, text in texts.items()}
         tasks[name] = {"prevalence": shares, "is_too_prevalent": max(shares.values()) > MOST_PREVALENT}
         try:
-            made = task(name, corpus.tokenizer, seed=seed)
+            made = task(name, corpus.tokenizer, seed=seed, sizes=ASKED)
         except TaskError as error:
             tasks[name]["refused"] = str(error)
             continue

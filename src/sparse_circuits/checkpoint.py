@@ -51,9 +51,9 @@ def _nonzeros(model: Transformer) -> dict[str, tuple[tuple[int, ...], np.ndarray
     for name, module in model.named_modules():
         packed = getattr(module, "packed", None)
         if packed is not None:
-            packed = packed.to("cpu")
+            packed = packed.mapped(Tensor.cpu)
             places = (packed.indices() * packed.shape[1] + packed.columns.long()).numpy()
-            found[f"{name}.weight"] = (packed.shape, places, packed.values.numpy())
+            found[f"{name}.weight"] = (packed.shape, places, packed.values.float().numpy())
     return found
 
 

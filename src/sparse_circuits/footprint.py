@@ -1,4 +1,4 @@
-"""Devices, and what training takes of their memory: said before anything is allocated."""
+"""What training takes of a device's memory: said before anything is allocated."""
 
 import os
 
@@ -7,23 +7,6 @@ import torch
 from sparse_circuits.configs import TrainConfig
 from sparse_circuits.errors import DeviceError
 from sparse_circuits.model import Transformer
-
-
-def usable_device(name: str) -> torch.device:
-    """Return a device that is there.
-
-    Raises:
-        DeviceError: torch doesn't know it, or the machine has none.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"there is no device {name!r}; expected cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device is {name}; expected cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device is {name}, but torch sees {torch.cuda.device_count()} GPUs here; take cpu")
-    return device
 
 
 def training_size_bytes(config: TrainConfig, *, max_token: int | None = None) -> int:

@@ -3,6 +3,7 @@
 Weights multiply on the right, as in torch: a map's weight is (target, source) and out = x @ weight.T + bias.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -49,6 +50,12 @@ class Linear(nn.Linear):
         x, rest = (_map_by_run(x, weight) for x, weight in ((x, kept), (rest, self.weight - kept)))
         out = x.unflatten(0, (n_run, -1)) + rest.unflatten(0, (n_run, -1))  # (run, batch of a run, pos, target)
         return out.flatten(0, 1) if self.bias is None else out.flatten(0, 1) + self.bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Linear":
+        """Move the nonzeros along, when torch moves a module or gives it another type."""
+        super()._apply(fn, recurse)
+        self.packed = self.packed and self.packed.mapped(fn)
+        return self
 
     def product(self, x: Float[Tensor, "batch pos source"], bias: Tensor | None) -> Float[Tensor, "batch pos target"]:
         """Map `x` by the whole weight, and add a bias."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from sparse_circuits import checkpoint, packed_copies, released
+from sparse_circuits.devices import usable_device
 from sparse_circuits.errors import FormatError
 from sparse_circuits.formats import hf_folder, official, release_tokenizer
 from sparse_circuits.model import Transformer
@@ -27,7 +28,7 @@ def load(path: Path | str, *, device: str = "cpu", packed: bool = False) -> Tran
             released model that was downloaded.
         device: Where its weights shall be.
         packed: Keep sparse matrices packed in memory: for large sparse models, to run, read, edit and generate with.
-            Such a model can't be trained, and its edges can't be cut. On the CPU.
+            Such a model can't be trained, and its edges can't be cut.
 
     Returns:
         The model in evaluation mode; `model.tokenizer` is set if the folder has one, `model.folder` is the folder.
@@ -36,14 +37,14 @@ def load(path: Path | str, *, device: str = "cpu", packed: bool = False) -> Tran
         FormatError: Nothing there is a model; or a file is truncated, of another version or of another shape; or the
             tokenizer is of another vocabulary.
         ConfigError: The model's configuration asks for what this program does not have.
+        DeviceError: The device is not there.
     """
+    place = usable_device(device)
     folder = released.locate(path)
-    if packed and device != "cpu":
-        raise ValueError(f"packed models run on the CPU, device is {device!r}")
     layout = layout_of(folder)
     model = _open_run(folder, packed) if layout == "run" else _open_foreign(folder, layout, packed)
     _check_tokenizer(model, folder)
-    return model.to(device)
+    return model.to(place)
 
 
 def layout_of(folder: Path) -> Layout:

@@ -1,5 +1,6 @@
 """A model whose sparse weights stay packed in memory: to run, read, edit and generate with, not to train or cut."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,12 @@ class PackedEmbedding(nn.Module):
     def __init__(self, packed: PackedWeight) -> None:
         super().__init__()
         self.packed = packed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedEmbedding":
+        """Move the nonzeros along, when torch moves a module or gives it another type."""
+        super()._apply(fn, recurse)
+        self.packed = self.packed.mapped(fn)
+        return self
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
         """Look vectors up."""

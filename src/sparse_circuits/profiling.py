@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from sparse_circuits.configs import TrainConfig
 from sparse_circuits.corpus.shards import Corpus
-from sparse_circuits.footprint import check_memory, usable_device
+from sparse_circuits.devices import usable_device
+from sparse_circuits.footprint import check_memory
 from sparse_circuits.model import Transformer
 from sparse_circuits.optimizer import Optimizer
 from sparse_circuits.tables import aligned

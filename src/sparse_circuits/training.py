@@ -20,9 +20,10 @@ from sparse_circuits import checkpoint, kernels
 from sparse_circuits.configs import TrainConfig
 from sparse_circuits.corpus.bigram import baseline_losses, count_batches, count_corpus
 from sparse_circuits.corpus.shards import Batches, Corpus
+from sparse_circuits.devices import usable_device
 from sparse_circuits.errors import ConfigError, FormatError, OutputExistsError
 from sparse_circuits.files import is_done, mark_done, read_json, write_json
-from sparse_circuits.footprint import check_memory, training_size_bytes, usable_device
+from sparse_circuits.footprint import check_memory, training_size_bytes
 from sparse_circuits.model import Transformer
 from sparse_circuits.optimizer import Optimizer
 from sparse_circuits.runlog import RunLog, duration

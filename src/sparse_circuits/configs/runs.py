@@ -9,7 +9,7 @@ from sparse_circuits.settings import Config, require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig(Config):
-    """The text that models are trained on; frozen and hashed before any task is sampled."""
+    """The text that models are trained on; frozen and hashed before any pair is mined from it."""
 
     sources: tuple[str, ...] = ("stdlib", "idioms")
     """Each is `stdlib`, `idioms`, `dist:NAME` for an installed distribution, or a folder of .py or .txt files."""

@@ -45,6 +45,41 @@ def abs_topk_rows(x_ptr, out_ptr, keep_ptr, n_keep, width, BLOCK: tl.constexpr, 
     tl.store(keep_ptr + row + column, keep.to(tl.int8), mask=is_inside)
 
 
+@triton.jit
+def packed_product(
+    x_ptr,
+    value_ptr,
+    column_ptr,
+    offset_ptr,
+    bias_ptr,
+    out_ptr,
+    n_vector,
+    n_source,
+    n_target,
+    HAS_BIAS: tl.constexpr,
+    N_VECTOR: tl.constexpr,
+    N_ENTRY: tl.constexpr,
+):
+    """Multiply a few vectors by one row of a packed weight, `N_ENTRY` of its nonzeros at a time."""
+    target = tl.program_id(0)
+    vector = (tl.program_id(1) * N_VECTOR + tl.arange(0, N_VECTOR)).to(tl.int64)
+    is_vector = vector < n_vector
+    start, end = tl.load(offset_ptr + target), tl.load(offset_ptr + target + 1)
+    sums = tl.zeros((N_VECTOR, N_ENTRY), dtype=tl.float32)
+    for first in range(start, end, N_ENTRY):
+        entry = first + tl.arange(0, N_ENTRY)
+        is_entry = entry < end
+        value = tl.load(value_ptr + entry, mask=is_entry, other=0.0)
+        column = tl.load(column_ptr + entry, mask=is_entry, other=0)
+        is_asked = is_vector[:, None] & is_entry[None, :]
+        x = tl.load(x_ptr + vector[:, None] * n_source + column[None, :], mask=is_asked, other=0.0)
+        sums += x * value[None, :]
+    total = tl.sum(sums, 1)
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + target)
+    tl.store(out_ptr + vector * n_target + target, total, mask=is_vector)
+
+
 # A table row describes one weight: address, entries, columns, axis of its neurons, how many of each are protected,
 # how many free entries are kept, and where its neurons stand in the lists `least` and `last`.
 

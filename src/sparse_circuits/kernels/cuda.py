@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparse_circuits.kernels import reference
 from sparse_circuits.kernels.compiled import OnceDifferentiable, give_up
+from sparse_circuits.kernels.packed import PackedWeight, pack
 
 MAX_WIDTH = 16_384
 """Longest vector that one program holds in its registers."""
@@ -43,7 +44,9 @@ def _compiles(index: int) -> bool:
     """Say whether the Triton kernels run on a GPU, by one call of each on a few numbers."""
     try:
         x = torch.arange(-4.0, 4.0, device=f"cuda:{index}").view(2, 4)
-        right = torch.equal(abs_topk(x, 2), reference.abs_topk(x, 2))
+        right = all(torch.equal(abs_topk(y, 2), reference.abs_topk(y, 2)) for y in (x, x.bfloat16()))
+        packed = pack(x)
+        right &= torch.equal(packed_linear(x, packed, None, None), reference.packed_linear(x, packed, None, None))
         projected = x.clone()
         keep_largest_many_([(projected, 4, 1, 0)])
         right &= int(projected.count_nonzero()) == 4
@@ -191,6 +194,50 @@ def _by_length(jobs: Sequence[tuple[Tensor, int, int, int]]) -> dict[int, list[i
 
 def _power_of_two(n: int) -> int:
     return 1 << max(4, (n - 1).bit_length())
+
+
+def can_packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> bool:
+    """Say whether `packed_linear` takes these: in float32, where no gradient is asked for."""
+    has_gradient = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return (
+        x.device.type == "cuda"
+        and x.dtype is torch.float32
+        and weight.values.device == x.device
+        and not has_gradient
+        and not torch.compiler.is_compiling()
+        and _compiles(x.device.index or 0)
+    )
+
+
+def packed_linear(
+    x: Float[Tensor, "*batch source"],
+    weight: PackedWeight,
+    bias: Float[Tensor, " target"] | None,
+    dense: Float[Tensor, "target source"] | None,
+) -> Float[Tensor, "*batch target"]:
+    """Map vectors by a packed weight; see `reference.packed_linear`. Only gradients need `dense`, and here are none."""
+    del dense
+    (n_target, n_source), rows = weight.shape, x.detach().contiguous().view(-1, weight.shape[1])
+    out = rows.new_empty(len(rows), n_target)
+    if out.numel():
+        n_vector = min(16, 1 << (len(rows) - 1).bit_length())
+        with torch.cuda.device_of(x):
+            _loops().packed_product[(n_target, -(-len(rows) // n_vector))](
+                rows,
+                weight.values,
+                weight.columns,
+                weight.offsets,
+                weight.values if bias is None else bias.detach(),
+                out,
+                len(rows),
+                n_source,
+                n_target,
+                HAS_BIAS=bias is not None,
+                N_VECTOR=n_vector,
+                N_ENTRY=32,
+                num_warps=1,
+            )
+    return out.view(*x.shape[:-1], n_target)
 
 
 def can_sink_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,9 +63,9 @@ class PackedWeight:
         weight[self.indices(), self.columns.long()] = self.values
         return weight
 
-    def to(self, device: torch.device | str) -> "PackedWeight":
-        """Return the same on another device."""
-        return PackedWeight(self.values.to(device), self.columns.to(device), self.offsets.to(device), self.shape)
+    def mapped(self, fn: Callable[[Tensor], Tensor]) -> "PackedWeight":
+        """Return what becomes of it, such as on another device, when its tensors go through a function."""
+        return PackedWeight(fn(self.values), fn(self.columns), fn(self.offsets), self.shape)
 
 
 def pack(weight: Float[Tensor, "target source"]) -> PackedWeight:

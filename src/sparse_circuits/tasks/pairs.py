@@ -250,14 +250,18 @@ class PairFilter:
         self.n_dropped[reason] += 1
 
 
-def collect(source: Iterator[TextPair], accept: PairFilter, *, n_pair: int, n_try: int) -> Pairs:
-    """Tokenise pairs until there are enough, or the source or the tries end."""
+def collect(
+    source: Iterator[TextPair], accept: PairFilter, *, n_pair: int, n_try: int, n_in_vain: int | None = None
+) -> Pairs:
+    """Tokenise pairs until there are enough, the source or the tries end, or `n_in_vain` after another are dropped."""
     rows: list[tuple[list[list[int]], list[int]]] = []
     kept: list[TextPair] = []
+    n_dropped = 0
     for _, pair in zip(range(n_try), source, strict=False):
-        if len(rows) == n_pair:
+        if len(rows) == n_pair or n_dropped == n_in_vain:
             break
         row = accept(pair)
+        n_dropped = n_dropped + 1 if row is None else 0
         if row is not None:
             rows.append(row)
             kept.append(pair)

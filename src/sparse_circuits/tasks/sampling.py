@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -32,8 +31,8 @@ N_LINE = 8
 N_FRUITLESS = 2_000
 """Draws of code without a site, one after the other, until a sampler gives up."""
 
-N_HOPELESS = 400
-"""Draws that a tokenizer breaks, one after the other, until a task's prompts are not kept out of a corpus."""
+N_IN_VAIN = 400
+"""Draws that a tokenizer breaks, one after the other, until it is said to break all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,7 +146,7 @@ def sample_task(
                 chosen = unseen_templates(behaviour)
             rng = _rng(behaviour, split, level, seed)
             drawn = _drawn_pairs(behaviour, chosen, level, form, rng)
-            part = collect(drawn, accept, n_pair=n_pair, n_try=20 * n_pair)
+            part = collect(drawn, accept, n_pair=n_pair, n_try=20 * n_pair, n_in_vain=N_IN_VAIN)
             _refuse_too_few(behaviour, split, part, n_pair, accept)
             parts.append(part)
         splits[split] = Pairs.join(parts)
@@ -173,18 +172,11 @@ def sample_task(
 
 
 def unseen_pairs(behaviour: Behaviour, tokenizer: Tokenizer, *, seed: int = 0) -> Pairs:
-    """Draw the pairs of `test`, level ii, alone, and some more: `test` leaves out what other splits have.
-
-    There are none if the tokenizer breaks the first `N_HOPELESS` draws.
-    """
+    """Draw the pairs of `test`, level ii, alone, and some more: `test` leaves out what other splits have."""
     rng, n_pair = _rng(behaviour, "test", "ii", seed), SplitSizes().test + 32
     drawn = _drawn_pairs(behaviour, unseen_templates(behaviour), "ii", "plain", rng)
-    first = list(itertools.islice(drawn, N_HOPELESS))
-    accept, again = (
-        PairFilter(tokenizer, max_token=MAX_TOKENS, last_token_tells=behaviour.last_token_tells) for _ in range(2)
-    )
-    is_hopeless = not any(accept(pair) for pair in first)
-    return collect(itertools.chain(first, drawn), again, n_pair=n_pair, n_try=0 if is_hopeless else 20 * n_pair)
+    accept = PairFilter(tokenizer, max_token=MAX_TOKENS, last_token_tells=behaviour.last_token_tells)
+    return collect(drawn, accept, n_pair=n_pair, n_try=20 * n_pair, n_in_vain=N_IN_VAIN)
 
 
 def seen_templates(behaviour: Behaviour) -> dict[str, Template]:

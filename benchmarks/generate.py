@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from large_model import made, made_for_release
 from measuring import in_turn, parser, report
-from peers import release
+from peers import RELEASE, release
 
 import sparse_circuits as sc
 from sparse_circuits.memory import keep_freed_memory
@@ -20,7 +20,7 @@ from sparse_circuits.memory import keep_freed_memory
 def main() -> None:
     """Measure ours and, with a checkout, the release's."""
     parse = parser(__doc__)
-    parse.add_argument("--peer", type=Path)
+    parse.add_argument("--peer", type=RELEASE)
     parse.add_argument("--folder", type=Path, default=Path("runs/large"))
     parse.add_argument("--peer-tokens", type=int, default=2)
     arguments = parse.parse_args()

@@ -8,13 +8,12 @@ matrix. On a GPU each row also has the time that moving its bytes once takes, fr
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from measuring import in_turn, parser, report, told
-from peers import release
+from peers import TRAINING, release
 
 from sparse_circuits import kernels
 from sparse_circuits.kernels import cpu_products
@@ -117,7 +116,7 @@ def cases(arguments) -> dict[str, Case]:
 def main() -> None:
     """Time each case."""
     parse = parser(__doc__)
-    parse.add_argument("--peer", type=Path)
+    parse.add_argument("--peer", type=TRAINING)
     arguments = parse.parse_args()
     keep_freed_memory()
     copied = torch.randn(1 << 26, device=arguments.device)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from large_model import made, made_for_release
 from measuring import parser, report, told
-from peers import RELEASE, require_file
+from peers import RELEASE
 
 OURS = """
 import sparse_circuits.loading, sparse_circuits.kernels.compiled as compiled
@@ -54,13 +54,12 @@ def opened(code: str, folder: Path, clock: str, checkout: Path | None) -> dict[s
 def main() -> None:
     """Measure ours and, with a checkout, the release's."""
     parse = parser(__doc__)
-    parse.add_argument("--peer", type=Path)
+    parse.add_argument("--peer", type=RELEASE)
     parse.add_argument("--folder", type=Path, default=Path("runs/large"))
     arguments = parse.parse_args()
     folder = made(arguments.folder)
     ways = {"ours": (OURS, folder / "model.safetensors")}
     if arguments.peer:
-        require_file(arguments.peer, RELEASE, "openai/circuit_sparsity")
         ways["release"] = (RELEASED, made_for_release(folder) / "final_model.pt")
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(arguments.rounds):

@@ -3,12 +3,13 @@
 Nothing of theirs is part of this project: a benchmark that compares takes the path of a checkout.
 """
 
+import argparse
 import contextlib
 import importlib
 import io
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,19 +21,26 @@ from sparse_circuits.configs import ModelConfig
 from sparse_circuits.formats import official
 from sparse_circuits.model import Transformer
 
-RELEASE = "circuit_sparsity/inference/gpt.py"
-TRAINING = "circuit_sparsity/train.py"
 LOCATIONS = "attn_in,attn_out,mlp_in,mlp_out,mlp_neuron,attn_v,attn_k,attn_q"
 
 
-class PeerError(SystemExit):
-    """A path is no checkout of the peer: the benchmark ends with one line."""
+def checkout_of(what: str, *names: str) -> Callable[[str], Path]:
+    """Return the type of an argument: the folder of a checkout, which has all files of these names."""
+
+    def checkout(given: str) -> Path:
+        for name in names:
+            if not (Path(given) / name).exists():
+                raise argparse.ArgumentTypeError(f"{given}: no checkout of {what}; it has no {name}")
+        return Path(given)
+
+    return checkout
 
 
-def require_file(checkout: Path, name: str, what: str) -> None:
-    """Refuse a folder that is not what a benchmark asked for."""
-    if not (checkout / name).exists():
-        raise PeerError(f"{checkout}: no checkout of {what}; it has no {name}")
+RELEASE = checkout_of("openai/circuit_sparsity", "circuit_sparsity/inference/gpt.py")
+TRAINING = checkout_of(
+    "openai/circuit_sparsity with its training script", "circuit_sparsity/inference/gpt.py", "circuit_sparsity/train.py"
+)
+REPLICATION = checkout_of("jacobcd52/sparse_pretrain_public", "src/pruning/trainer.py")
 
 
 @contextlib.contextmanager
@@ -54,9 +62,6 @@ def importing_from(folder: Path, *stand_ins: str) -> Iterator[None]:
 
 def release(checkout: Path, module: str) -> ModuleType:
     """Import a module of the release, `inference.gpt` or `train`."""
-    require_file(checkout, RELEASE, "openai/circuit_sparsity")
-    if module == "train":
-        require_file(checkout, TRAINING, "openai/circuit_sparsity with its training script")
     with importing_from(checkout, "blobfile", "tiktoken", "tiktoken.load", "tqdm"):
         return importlib.import_module(f"circuit_sparsity.{module}")
 

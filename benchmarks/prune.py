@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from measuring import in_turn, parser, report
-from peers import require_file
+from peers import REPLICATION
 from prune_runs import SHAPES, pairs
 
 from sparse_circuits.configs import PruneConfig
@@ -74,7 +74,6 @@ def trainer(checkout: Path, tokens: torch.Tensor, n_pair: int, n_pos: int) -> An
     Its packages are entered without their `__init__`, which import what a trainer doesn't need; `transformers`, needed
     for an annotation, is stood in for where it isn't installed.
     """
-    require_file(checkout, "src/pruning/trainer.py", "jacobcd52/sparse_pretrain_public")
     for name, folder in (("replication", "src"), ("replication.pruning", "src/pruning")):
         package = sys.modules.setdefault(name, types.ModuleType(name))
         package.__path__ = [str(checkout / folder)]
@@ -115,7 +114,7 @@ def trainer(checkout: Path, tokens: torch.Tensor, n_pair: int, n_pos: int) -> An
 def main() -> None:
     """Time both in turn."""
     parse = parser(__doc__)
-    parse.add_argument("--peer", type=Path)
+    parse.add_argument("--peer", type=REPLICATION)
     parse.add_argument("--runs", type=int, default=8)
     parse.add_argument("--steps", type=int, default=5)
     arguments = parse.parse_args()

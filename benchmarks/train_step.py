@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from measuring import in_turn, parser, report, told
-from peers import release, released_model, released_step
+from peers import TRAINING, release, released_model, released_step
 
 from sparse_circuits import kernels
 from sparse_circuits.configs import ModelConfig, OptimizerConfig, SparsityConfig
@@ -131,7 +131,7 @@ def absolute_topk(model: Transformer, tokens: torch.Tensor):
 def main() -> None:
     """Measure each shape in both phases."""
     parse = parser(__doc__)
-    parse.add_argument("--peer", type=Path)
+    parse.add_argument("--peer", type=TRAINING)
     parse.add_argument("--shapes", nargs="+", choices=SHAPES, default=["small", "large"])
     parse.add_argument("--phases", nargs="+", choices=("dense", "sparse"), default=["dense", "sparse"])
     arguments = parse.parse_args()

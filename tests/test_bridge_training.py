@@ -89,13 +89,14 @@ def test_a_bridged_run_is_a_run_folder_and_a_bridge(bridged, dense_run):
 
 def test_it_starts_from_a_finished_sparse_run_and_leaves_its_density(dense_run, sparse_run, tmp_path):
     out = tmp_path / "on"
-    train_bridges(CONFIG, dense=dense_run, sparse=sparse_run, out=out)
+    config = dataclasses.replace(CONFIG, n_ridge_token=8000, batch_size=64, n_token=3 * 64 * 16)
+    train_bridges(config, dense=dense_run, sparse=sparse_run, out=out)
     before, after = (dict(load(run).named_parameters()) for run in (sparse_run, out))
     for name, p in before.items():
         if p.ndim == 2:
             assert int(after[name].count_nonzero()) <= int(p.count_nonzero()), name
     first = read_records(out / "metrics.jsonl")[0]
-    assert first["nmse_decoder"][-1] < 1  # the ridge start beats the mean
+    assert max(first["nmse_decoder"]) < 1  # the ridge start beats the mean of a thousand tokens
 
 
 def test_a_quick_bridge_is_the_least_squares_solution(dense_run, sparse_run, idioms_corpus, quick_run):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparse_circuits import kernels
 from sparse_circuits.configs import ModelConfig
-from sparse_circuits.kernels import cpu_packed, packed, reference
+from sparse_circuits.kernels import cpu_packed, cuda, packed, reference
 from sparse_circuits.model import Transformer
 from sparse_circuits.sparse_products import sparse_products
 from sparse_circuits.training import loss_and_gradients, next_token_loss
@@ -179,3 +179,13 @@ def test_training_skips_zeros_where_there_are_many_and_the_gradients_stay_whole(
 def test_dense_weights_keep_their_dense_products():
     with sparse_products(model_of_density(0.5)) as chosen:
         assert chosen == []
+
+
+def test_a_gradient_is_asked_for_by_any_of_a_products_tensors_unless_it_is_switched_off():
+    plain, wanted = torch.ones(2), torch.ones(2, requires_grad=True)
+    assert not cuda.asks_for_gradient(plain, None, plain)
+    for place in range(3):
+        given = [wanted if i == place else None for i in range(3)]
+        assert cuda.asks_for_gradient(*given)
+        with torch.no_grad():
+            assert not cuda.asks_for_gradient(*given)

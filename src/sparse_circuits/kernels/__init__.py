@@ -243,7 +243,7 @@ def packed_linear(
         raise ValueError(f"vectors of width {x.shape[-1]} don't fit a weight of {weight.shape[1]} sources")
     if has_fast_products(x):
         return cpu_packed.packed_linear(x, weight, bias, dense)
-    version = cuda if not _forced_reference and cuda.can_packed_linear(x, weight, bias) else reference
+    version = cuda if not _forced_reference and cuda.can_packed_linear(x, weight, bias, dense) else reference
     return version.packed_linear(x, weight, bias, dense)
 
 

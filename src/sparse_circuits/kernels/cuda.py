@@ -196,17 +196,21 @@ def _power_of_two(n: int) -> int:
     return 1 << max(4, (n - 1).bit_length())
 
 
-def can_packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> bool:
+def can_packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dense: Tensor | None) -> bool:
     """Say whether `packed_linear` takes these: in float32, where no gradient is asked for."""
-    has_gradient = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     return (
         x.device.type == "cuda"
         and x.dtype is torch.float32
-        and weight.values.device == x.device
-        and not has_gradient
+        and (weight.values.device, weight.values.dtype) == (x.device, x.dtype)
+        and not asks_for_gradient(x, bias, dense)
         and not torch.compiler.is_compiling()
         and _compiles(x.device.index or 0)
     )
+
+
+def asks_for_gradient(*tensors: Tensor | None) -> bool:
+    """Say whether a result of these would have a gradient to send back."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def packed_linear(

@@ -31,9 +31,7 @@ def test_it_is_its_definition_gradients_included(width, n_row, uses_scale, has_g
         out, scale = version.rms_norm(*leaves, 1e-5)
         total = (out * weight).sum() + (scale * of_scale).sum()
         results.append([out.detach(), scale.detach(), *torch.autograd.grad(total, leaves)])
-    cancelled = float(
-        (results[1][1] * weight * gain.detach()).abs().max()
-    )  # of this size are the two parts of x's gradient
+    cancelled = float((results[1][1] * weight * gain.detach()).abs().max())  # size of the two parts of x's gradient
     for ours, exact, least in zip(*results, (1.0, 1.0, max(1.0, cancelled), 1.0), strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=2e-6 * max(least, float(exact.abs().max())))
 
